@@ -1,0 +1,478 @@
+"""The contracts: what a transport, a channel, a savevm handler, a codec, a dirty tracker and a guest must do.
+
+Each callback says, like a kernel header: who calls it, on which thread, with what locks, how often, and what it
+leaves behind on failure. Names of threads used below:
+
+* *migration thread*: one per outgoing migration, made by it, ended with it;
+* *return-path thread*: reads the destination's answers, one per outgoing migration over a duplex channel;
+* *incoming thread*: one per incoming migration;
+* *any thread*: must be safe beside all others.
+
+Abilities are declared, not probed: a spec says what its plugin can do (`duplex`, `iterable`, …), the plan is made
+from that before a byte is sent, and the conformance suites hold plugins to it.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Mapping, Sequence
+from enum import Enum
+from threading import Event as Flag
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, TypeVar
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+
+from whimbrel.errors import ConnectError, MigrationCancelled
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+__all__ = [
+    "BoolArray",
+    "ByteArray",
+    "Channel",
+    "Codec",
+    "CodecSpec",
+    "DirtyTracker",
+    "DirtyTrackerSpec",
+    "Guest",
+    "IndexArray",
+    "IterableHandler",
+    "Listener",
+    "MemoryRegion",
+    "MigrationPlan",
+    "Parser",
+    "Patience",
+    "Peek",
+    "Progress",
+    "SaveVMHandler",
+    "SaveVMSpec",
+    "SectionKind",
+    "Slice",
+    "StreamReader",
+    "StreamWriter",
+    "Transport",
+    "TransportSpec",
+]
+
+ByteArray: TypeAlias = npt.NDArray[np.uint8]
+BoolArray: TypeAlias = npt.NDArray[np.bool_]
+IndexArray: TypeAlias = npt.NDArray[np.intp]
+
+T = TypeVar("T")
+
+
+# ---------------------------------------------------------------------------------------------------- transports
+
+
+@attrs.define(eq=False)
+class Patience:
+    """How long, and on whose behalf, a blocking call may wait. Any thread may set `cancelled`.
+
+    Implementations wait in slices of at most 50 ms, or on something that `cancelled` wakes, and call `check`.
+    """
+
+    seconds: float
+    cancelled: Flag = attrs.field(factory=Flag)
+    _started: float = attrs.field(factory=time.monotonic, init=False)
+
+    def remaining(self) -> float:
+        """Seconds left, never negative."""
+        return max(0.0, self._started + self.seconds - time.monotonic())
+
+    def check(self, what: str) -> None:
+        """Raise MigrationCancelled if told to stop, ConnectError if the time is up."""
+        if self.cancelled.is_set():
+            raise MigrationCancelled(f"cancelled while {what}")
+        if self.remaining() <= 0:
+            raise ConnectError(f"no answer within {self.seconds:g} s while {what}")
+
+
+class Channel(ABC):
+    """One stream of bytes between two processes, reliable and in order.
+
+    One thread reads and one other thread writes at a time; `close` may come from any thread at any time and wakes
+    both. Failures are `ChannelLost` (it broke) or `ChannelClosed` (we closed it), and once broken stays broken. The
+    end of the peer's bytes looks the same for a finished peer and a dead one, so nothing may be concluded from it.
+    """
+
+    peer: str
+    """Who is at the other end, for messages."""
+    duplex: bool
+    """Whether bytes travel both ways. Without it there is no return path and so no proof from the destination."""
+
+    @abstractmethod
+    def recv_into(self, buffer: Buffer) -> int:
+        """Wait for at least one byte, store as many as are there; returns the count, 0 at the end of the stream.
+
+        `buffer` is writable and not empty. Called in a loop by one thread; releases the interpreter's lock.
+        """
+
+    @abstractmethod
+    def send(self, data: Buffer) -> None:
+        """Send all of `data` (any buffer type; empty sends nothing); returns when it may be overwritten.
+
+        Called by one thread; releases the interpreter's lock. After a failure part of the data may have gone.
+        """
+
+    @abstractmethod
+    def end_writing(self) -> None:
+        """Tell the peer that no more bytes come, and go on reading. Twice is fine."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release everything and wake whoever is blocked in this channel. Any thread; twice is fine."""
+
+
+class Listener(ABC):
+    """Waits for one or more peers to connect."""
+
+    uri: str
+    """The full URI to connect to, with what the system chose (a port) filled in."""
+
+    @abstractmethod
+    def accept(self, patience: Patience) -> Channel:
+        """Wait for the next peer. Raises MigrationCancelled or ConnectError; the listener stays usable."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop listening, remove what was made (a socket file) and wake a blocked `accept`. Twice is fine."""
+
+
+class Transport(ABC):
+    """Makes channels for the URIs of one scheme. Has no state of its own; any thread."""
+
+    @abstractmethod
+    def connect(self, address: str, patience: Patience) -> Channel:
+        """Connect to `address` (a URI without its scheme). Raises ConfigError for an address that cannot be,
+        ConnectError for one that does not answer, MigrationCancelled."""  # fmt: skip
+
+    @abstractmethod
+    def listen(self, address: str) -> Listener:
+        """Begin to listen on `address`. Raises ConfigError, ConnectError; leaves nothing behind then."""
+
+
+@attrs.frozen(kw_only=True)
+class TransportSpec:
+    """An offer of a transport: `name` is the scheme of its URIs."""
+
+    name: str
+    summary: str
+    create: Callable[[], Transport]
+    duplex: bool = True
+
+
+# --------------------------------------------------------------------------------------------------- the stream
+
+
+@attrs.frozen
+class Peek:
+    """A parser's request to see the next `size` bytes without consuming them."""
+
+    size: int
+
+
+# A parser asks for bytes by yielding a count (taken) or a Peek (looked at), is sent a memoryview of exactly that many
+# bytes, valid until its next request, and returns its value. It knows nothing of where the bytes come from.
+Parser: TypeAlias = Generator[int | Peek, memoryview, T]
+
+
+class StreamReader(Protocol):
+    """What a handler reads its section from."""
+
+    @property
+    def offset(self) -> int:
+        """Bytes of the stream consumed so far."""
+
+    def parse(self, parser: Parser[T]) -> T:
+        """Run a parser on the stream. Raises ChannelLost at an early end, and what the parser raises."""
+
+    def window(self, minimum: int) -> memoryview:
+        """At least `minimum` bytes ahead, and all that are buffered; valid until the next call on the reader."""
+
+    def advance(self, count: int) -> None:
+        """Consume `count` bytes of the last window."""
+
+
+class StreamWriter(Protocol):
+    """What a handler writes its section to."""
+
+    @property
+    def offset(self) -> int:
+        """Bytes written to the stream so far."""
+
+    def write(self, data: Buffer) -> None:
+        """Write `data`; it may be overwritten on return. Raises ChannelError, and the same error ever after."""
+
+
+class Slice(Protocol):
+    """How much a handler may send before it returns, so that bandwidth holds and cancelling is quick."""
+
+    def bytes_left(self) -> int:
+        """Bytes that may still be sent in this slice; at least 1 while not `over`. Falls as the writer writes."""
+
+    def over(self) -> bool:
+        """Whether to return now: the budget or the time (50 ms) is used up, or the migration is being cancelled."""
+
+
+# ----------------------------------------------------------------------------------------------- savevm handlers
+
+
+class SectionKind(Enum):
+    """Which element of the stream a section body came in (wire format, section 1.2)."""
+
+    START = 1
+    PART = 2
+    END = 3
+    FULL = 4
+
+
+@attrs.define
+class Progress:
+    """Counters of an iterable handler, written by the migration thread alone and read by any."""
+
+    page_size: int
+    total: int = 0  # bytes in all
+    remaining: int = 0  # bytes dirty and not sent
+    duplicate: int = 0  # zero pages sent
+    normal: int = 0  # whole pages sent
+    transferred: int = 0  # bytes of its section bodies
+    synced_dirty: int = 0  # bytes found dirty by all syncs so far, beyond those already known
+
+
+class SaveVMHandler(ABC):
+    """Saves and loads one part of a machine as one FULL section (a device).
+
+    The engine makes handlers anew for every migration, saves and loads them in order of `priority` (higher first,
+    ties by name) and calls each method on one thread: the migration thread at the source, the incoming thread at
+    the destination. No lock is held; while `save` runs the guest is stopped.
+    """
+
+    iterable: ClassVar[bool] = False
+    idstr: str
+    instance_id: int = 0
+    version_id: int = 1
+    priority: int = 0
+
+    def problems(self) -> Sequence[str]:
+        """Why this part cannot be migrated, before anything is sent; one sentence each."""
+        return ()
+
+    def save(self, out: StreamWriter) -> Mapping[str, Any] | None:
+        """Write the section's body; returns its entry for the stream's JSON description, or None.
+
+        Called once, guest stopped. Must not change the machine: it may have to run on.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no FULL section")
+
+    @abstractmethod
+    def load(self, reader: StreamReader, kind: SectionKind, version_id: int) -> None:
+        """Read one body, check all of it, and keep the values for `commit`; the machine is not touched.
+
+        (A handler of much memory may write into its own blocks at once, if `rollback` can undo it.) Raises
+        ProtocolError or ChannelError, after which `rollback` is called.
+        """
+
+    def commit(self) -> None:
+        """Put what was loaded into the machine. Called once, after every section was loaded, before the guest may
+        run. May raise IncompatibleError; `rollback` of every handler follows."""  # fmt: skip
+        return
+
+    def rollback(self) -> None:
+        """Put the machine back as it was before `load`. Called once after a failure; must not raise."""
+        return
+
+    def finish(self) -> None:
+        """Release what belongs to this migration alone. Called once at the end on either side, whatever happened."""
+        return
+
+
+class IterableHandler(SaveVMHandler):
+    """Saves in rounds while the guest runs: START, any number of PARTs, END (RAM, drives).
+
+    Per round the engine calls `sync`, then `save_part` in slices until `pending` is 0. Then, with the guest
+    stopped, `sync` once more and `save_end`.
+    """
+
+    iterable: ClassVar[bool] = True
+    progress: Progress
+    statistics_key: str = ""  # "ram" or "disk": where query-migrate shows the progress; "" for nowhere
+
+    @abstractmethod
+    def save_start(self, out: StreamWriter) -> None:
+        """Begin to track changes and write the START body. The guest runs. On failure `finish` follows."""
+
+    @abstractmethod
+    def sync(self) -> None:
+        """Learn what has changed since the last sync; what is marked is marked clean before it is read."""
+
+    @abstractmethod
+    def pending(self) -> int:
+        """Bytes known to be dirty and not sent; cheap, reads no memory."""
+
+    @abstractmethod
+    def save_part(self, out: StreamWriter, slice_: Slice) -> None:
+        """Write one PART body: as much as the slice allows. The guest runs."""
+
+    @abstractmethod
+    def save_end(self, out: StreamWriter) -> None:
+        """Write the END body: everything that is still dirty. The guest is stopped."""
+
+
+@attrs.frozen(kw_only=True)
+class SaveVMSpec:
+    """An offer of savevm handlers for one machine; `create` makes them, afresh for every migration."""
+
+    name: str
+    summary: str
+    create: Callable[[], Sequence[SaveVMHandler]]
+
+
+# ------------------------------------------------------------------------------------------------------- codecs
+
+
+class Codec(ABC):
+    """Turns a batch of pages into bytes and back. One instance per lane; one thread at a time."""
+
+    @abstractmethod
+    def encode(self, pages: ByteArray) -> bytes:
+        """Encode `pages` (shape (n, page size), C-contiguous); decodable after all earlier results of this codec."""
+
+    @abstractmethod
+    def decode(self, data: Buffer, into: ByteArray) -> None:
+        """Decode exactly `into.nbytes` bytes into `into`. Raises StreamError for anything else; never yields more."""
+
+
+@attrs.frozen(kw_only=True)
+class CodecSpec:
+    """An offer of a codec."""
+
+    name: str
+    summary: str
+    create: Callable[[], Codec]
+
+
+# ----------------------------------------------------------------------------------------------- dirty tracking
+
+
+class MemoryRegion(Protocol):
+    """What a tracker sees of a RAM block."""
+
+    @property
+    def name(self) -> str:
+        """The block's name, for messages."""
+
+    @property
+    def view(self) -> ByteArray:
+        """All bytes, shape (size,), page aligned."""
+
+    @property
+    def address(self) -> int:
+        """The first byte's address in this process."""
+
+    @property
+    def size(self) -> int:
+        """Bytes, a multiple of `page_size`."""
+
+    @property
+    def page_size(self) -> int:
+        """Bytes a page."""
+
+    @property
+    def backing(self) -> str:
+        """"anonymous", "memfd" or "file"."""  # fmt: skip
+
+    def take_marks(self) -> list[tuple[int, int]]:
+        """The (offset, length) ranges that the program has marked by hand, and forget them."""
+
+
+class DirtyTracker(ABC):
+    """Knows which pages of some regions were written. One instance per migration; called on the migration thread.
+
+    The rule: a mark is cleared *before* the page is read, so that a write during the copy is seen next time.
+    """
+
+    @abstractmethod
+    def start(self, regions: Sequence[MemoryRegion]) -> None:
+        """From the return on every write is noted, however it is made. Raises TrackerUnavailable, leaving nothing."""
+
+    @abstractmethod
+    def collect(self, region: MemoryRegion, dirty: BoolArray) -> int:
+        """Set `dirty[i]` (shape (pages,)) for each page i written since the last collect, and arm it again.
+
+        Marks already set stay set. Returns how many were newly set.
+        """
+
+    def pages(self, region: MemoryRegion) -> ByteArray:
+        """The bytes to send from, shape (size,): the memory itself, or the tracker's own copy of it."""
+        return region.view
+
+    @abstractmethod
+    def stop(self) -> None:
+        """End the tracking and release everything. Twice is fine; must not raise."""
+
+
+@attrs.frozen(kw_only=True)
+class DirtyTrackerSpec:
+    """An offer of a dirty tracker.
+
+    `probe(regions)` returns None where it works, else one sentence that says why not. `auto` takes the working
+    tracker of the highest `rank`; rank None is only ever chosen by name.
+    """
+
+    name: str
+    summary: str
+    create: Callable[[], DirtyTracker]
+    probe: Callable[[Sequence[MemoryRegion]], str | None]
+    rank: int | None = None
+
+
+# -------------------------------------------------------------------------------------------------------- guests
+
+
+class Guest(ABC):
+    """What runs in a machine. Called by the machine under its lock, on any thread, never on the guest's own."""
+
+    @abstractmethod
+    def power_on(self) -> None:
+        """Fill a fresh machine, once, before its first start. Never called on a machine that arrived."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Run (again). Returns at once."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Stop; returns when no step is running and none will until `start`. Never called twice in a row."""
+
+    def throttle(self, percent: int) -> None:
+        """Give the guest at most 100 - `percent` per cent of its time, 0 to 99; holds until changed."""
+        return
+
+    def announce(self) -> None:
+        """It has arrived and runs: tell the network. Called several times on a thread of the incoming side."""
+        return
+
+    def close(self) -> None:
+        """The machine is done with; release threads and descriptors. The guest is stopped. Twice is fine."""
+        return
+
+
+# ------------------------------------------------------------------------------------------------------- the plan
+
+
+@attrs.frozen(kw_only=True)
+class MigrationPlan:
+    """What an outgoing migration is about to do; what `whimbrel_check_migration` judges."""
+
+    uri: str
+    scheme: str
+    duplex: bool
+    machine: str
+    capabilities: frozenset[str]
+    parameters: Mapping[str, object]
+    ram: Mapping[str, int]  # block name -> bytes
+    sections: tuple[str, ...]  # idstr of every handler, in order
