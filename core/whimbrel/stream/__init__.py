@@ -1,1 +1,7 @@
-"""stream."""
+"""Reader and Writer over a Channel: buffers, pacing, sticky errors. What the bytes mean is not known here."""
+
+from whimbrel.stream.pacing import Pacer
+from whimbrel.stream.reader import Reader
+from whimbrel.stream.writer import Writer
+
+__all__ = ["Pacer", "Reader", "Writer"]

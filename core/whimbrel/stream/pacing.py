@@ -1,0 +1,83 @@
+"""Holds a bandwidth limit in windows of 100 ms (`max-bandwidth`), and cuts sending into slices.
+
+Each window of a fixed grid grants `limit / 10` bytes. What a slice sends beyond its grant is owed to the next
+windows, and a window that begins late counts from where the grid says, so the rate holds however coarse the writes
+and the timer are. The limit is read anew for each window, which is how it can be changed while a migration runs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+import attrs
+
+from whimbrel.errors import MigrationCancelled
+
+WINDOW: Final = 0.1  # seconds
+SLICE: Final = 0.05  # seconds a handler may go on before it returns
+UNLIMITED: Final = 1 << 62
+
+
+@attrs.define
+class Pacer:
+    """Grants slices. `limit()` is in bytes per second, 0 for none; `sent()` counts bytes written so far.
+
+    `wait(seconds)` sleeps and returns True if the migration is being cancelled; `cancelled()` asks the same at once.
+    One thread.
+    """
+
+    limit: Callable[[], int]
+    sent: Callable[[], int]
+    wait: Callable[[float], bool]
+    cancelled: Callable[[], bool]
+    clock: Callable[[], float] = time.monotonic
+    _window: float = attrs.field(default=float("-inf"), init=False)  # when the current window began
+    _grant: int = attrs.field(default=0, init=False)  # bytes that may be sent until it ends
+    _accounted: int = attrs.field(default=0, init=False)  # of `sent`, what has been taken off the grant
+
+    def next_slice(self) -> PacedSlice:
+        """Wait until something may be sent and grant a slice. Raises MigrationCancelled."""
+        while True:
+            if self.cancelled():
+                raise MigrationCancelled("cancelled while sending")
+            self._settle()
+            if self._grant > 0:
+                return PacedSlice(self, self.clock() + SLICE)
+            self.wait(max(0.0, self._window + WINDOW - self.clock()))
+
+    def bytes_left(self) -> int:
+        """What is left of the window's grant, now."""
+        return self._grant - (self.sent() - self._accounted)
+
+    def _settle(self) -> None:
+        now, sent, limit = self.clock(), self.sent(), self.limit()
+        self._grant -= sent - self._accounted
+        self._accounted = sent
+        if limit == 0:
+            self._window, self._grant = now, UNLIMITED
+            return
+        share = max(1, int(limit * WINDOW))
+        self._grant = min(self._grant, share)  # the limit may have been lifted or lowered meanwhile
+        if now - self._window > 2 * WINDOW:
+            # After a pause (a sync, the start) the grid begins anew: what was not sent then is not caught up.
+            self._window, self._grant = now, min(self._grant, 0) + share
+        elif now - self._window >= WINDOW:
+            self._window, self._grant = self._window + WINDOW, min(self._grant, 0) + share
+
+
+@attrs.frozen
+class PacedSlice:
+    """One slice of a Pacer's window (`whimbrel.abc.Slice`)."""
+
+    pacer: Pacer
+    deadline: float
+
+    def bytes_left(self) -> int:
+        """Bytes that may still be sent."""
+        return self.pacer.bytes_left()
+
+    def over(self) -> bool:
+        """Whether the handler must return now."""
+        return self.pacer.cancelled() or self.pacer.bytes_left() <= 0 or self.pacer.clock() >= self.deadline

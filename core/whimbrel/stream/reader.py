@@ -1,0 +1,103 @@
+"""Reads a stream from a channel into one buffer and runs parsers on it.
+
+The buffer has a fixed size; what is asked for beyond it (a device's large array, bounded by its own description) gets
+a buffer of its own for that one request. Nothing is ever allocated because a peer said so: sizes are the parsers',
+and they have checked them.
+"""
+
+from __future__ import annotations
+
+from typing import Final, TypeVar
+
+from whimbrel.abc import Channel, Parser, Peek
+from whimbrel.errors import ChannelLost, Place
+
+T = TypeVar("T")
+
+CAPACITY: Final = 1 << 20  # fits the second-level cache of most machines, and 255 page records
+
+
+class Reader:
+    """The reading end of a stream. One thread."""
+
+    def __init__(self, channel: Channel, *, capacity: int = CAPACITY) -> None:
+        self._channel = channel
+        self._buffer = memoryview(bytearray(capacity))
+        self._start = 0  # the first byte not consumed
+        self._end = 0  # behind the last byte received
+        self._base = 0  # the stream's offset of the buffer's first byte
+
+    @property
+    def offset(self) -> int:
+        """Bytes of the stream consumed so far."""
+        return self._base + self._start
+
+    def parse(self, parser: Parser[T]) -> T:
+        """Run `parser` on the stream and return its value.
+
+        Raises ChannelLost at an early end, ChannelError, and what the parser raises; each with the stream's offset
+        where the parser's last request began.
+        """
+        at = self.offset
+        try:
+            request = next(parser)
+            while True:
+                at = self.offset
+                if isinstance(request, Peek):
+                    request = parser.send(self.window(request.size)[: request.size])
+                else:
+                    request = parser.send(self._take(request))
+        except StopIteration as done:
+            value: T = done.value
+            return value
+        except Exception as exc:
+            if hasattr(exc, "at"):
+                raise exc.at(Place(offset=at)) from exc.__cause__
+            raise
+
+    def window(self, minimum: int) -> memoryview:
+        """At least `minimum` bytes ahead and all that are buffered; valid until the next call. Consumes nothing."""
+        if self._end - self._start < minimum:
+            self._fill(minimum)
+        return self._buffer[self._start : self._end]
+
+    def advance(self, count: int) -> None:
+        """Consume `count` bytes of the last window."""
+        self._start += count
+
+    def _take(self, size: int) -> memoryview:
+        if size > len(self._buffer):
+            return self._take_large(size)
+        data = self.window(size)[:size]
+        self._start += size
+        return data
+
+    def _take_large(self, size: int) -> memoryview:
+        data = memoryview(bytearray(size))
+        have = self._end - self._start
+        data[:have] = self._buffer[self._start : self._end]
+        self._base += self._end
+        self._start = self._end = 0
+        while have < size:
+            count = self._receive(data[have:], size - have)
+            have += count
+            self._base += count
+        return data
+
+    def _fill(self, minimum: int) -> None:
+        if self._start:
+            left = self._end - self._start
+            self._buffer[:left] = self._buffer[self._start : self._end]
+            self._base += self._start
+            self._start, self._end = 0, left
+        while self._end < minimum:
+            self._end += self._receive(self._buffer[self._end :], minimum - self._end)
+
+    def _receive(self, into: memoryview, missing: int) -> int:
+        count = self._channel.recv_into(into)
+        if count == 0:
+            raise ChannelLost(
+                f"the stream ended where at least {missing} more bytes were expected",
+                place=Place(offset=self._base + self._end, peer=self._channel.peer),
+            )
+        return count
