@@ -147,8 +147,11 @@ class Transport(ABC):
 
     @abstractmethod
     def connect(self, address: str, patience: Patience) -> Channel:
-        """Connect to `address` (a URI without its scheme). Raises ConfigError for an address that cannot be,
-        ConnectError for one that does not answer, MigrationCancelled."""  # fmt: skip
+        """Connect to `address` (a URI without its scheme).
+
+        Raises ConfigError for an address that cannot be, ConnectError for one that does not answer, and
+        MigrationCancelled.
+        """
 
     @abstractmethod
     def listen(self, address: str) -> Listener:
@@ -240,6 +243,7 @@ class Progress:
     duplicate: int = 0  # zero pages sent
     normal: int = 0  # whole pages sent
     transferred: int = 0  # bytes of its section bodies
+    tracker: str = ""  # the dirty tracker at work, for `status`
     synced_dirty: int = 0  # bytes found dirty by all syncs so far, beyond those already known
 
 
@@ -277,8 +281,11 @@ class SaveVMHandler(ABC):
         """
 
     def commit(self) -> None:
-        """Put what was loaded into the machine. Called once, after every section was loaded, before the guest may
-        run. May raise IncompatibleError; `rollback` of every handler follows."""  # fmt: skip
+        """Put what was loaded into the machine.
+
+        Called once, after every section was loaded, before the guest may run. May raise IncompatibleError; `rollback`
+        of every handler follows.
+        """
         return
 
     def rollback(self) -> None:
@@ -434,7 +441,13 @@ class DirtyTrackerSpec:
 
 
 class Guest(ABC):
-    """What runs in a machine. Called by the machine under its lock, on any thread, never on the guest's own."""
+    """What runs in a machine. Called by the machine under its lock, on any thread, never on the guest's own.
+
+    A guest whose own code raises sets `failure` and then calls `on_failure` with it, on its own thread.
+    """
+
+    failure: BaseException | None = None
+    on_failure: Callable[[BaseException], object] | None = None
 
     @abstractmethod
     def power_on(self) -> None:
@@ -448,7 +461,7 @@ class Guest(ABC):
     def stop(self) -> None:
         """Stop; returns when no step is running and none will until `start`. Never called twice in a row."""
 
-    def throttle(self, percent: int) -> None:
+    def throttle(self, percent: int) -> None:  # noqa: ARG002 - a guest that cannot be throttled ignores it
         """Give the guest at most 100 - `percent` per cent of its time, 0 to 99; holds until changed."""
         return
 

@@ -1,0 +1,234 @@
+"""What moves: RAM, devices, a guest and a run state. `whimbrel.Machine` adds the means to move it.
+
+One re-entrant lock guards the run state and the guest with it: whoever starts, stops, freezes or lets go of the
+machine holds it, so that between two moves of the run state the guest does what the state says. Reading `run_state`
+needs no lock.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Self
+from uuid import UUID
+
+from whimbrel.abc import DirtyTracker, DirtyTrackerSpec, Guest
+from whimbrel.errors import ConfigError, GuestError, StateError
+from whimbrel.events import GuestStarted, GuestStopped, RunStateChanged
+from whimbrel.machine.blockers import Blockers
+from whimbrel.machine.devices import Devices
+from whimbrel.machine.dirty import choose
+from whimbrel.machine.guest import IdleGuest
+from whimbrel.machine.notices import Notices
+from whimbrel.machine.ram import Ram
+from whimbrel.machine.runstate import RunState, check_move
+from whimbrel.settings import Settings
+
+TrackerSpecs = Callable[[], Sequence[DirtyTrackerSpec]]
+
+
+class BareMachine:
+    """A machine that can run and be described, but not moved. Methods from any thread but the guest's own.
+
+    `name` is told to the other side, which must have the same. `uuid` is compared too if the capability
+    `validate-uuid` is on. `tracker_specs` says which dirty trackers there are.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        settings: Settings | None = None,
+        uuid: UUID | str | None = None,
+        tracker_specs: TrackerSpecs = tuple,
+    ) -> None:
+        if not (name.isascii() and name.isprintable() and 1 <= len(name) <= 255):
+            raise ConfigError(f"a machine's name has 1 to 255 printable ASCII characters, got {name!r}")
+        self.name = name
+        self.uuid = UUID(uuid) if isinstance(uuid, str) else uuid
+        self.settings = settings if settings is not None else Settings()
+        self.ram = Ram(self.settings.backends.memory)
+        self.devices = Devices(self.check_may_change)
+        self.blockers = Blockers()
+        self.notifiers = Notices()
+        self.lock = threading.RLock()
+        self.failure: GuestError | None = None
+        self._guest: Guest = IdleGuest()
+        self._run_state = RunState.PRELAUNCH
+        self._powered = False
+        self._tracker_specs = tracker_specs
+
+    # ------------------------------------------------------------------------------------------- parts
+
+    @property
+    def guest(self) -> Guest:
+        """What runs in the machine; set it before the first start."""
+        return self._guest
+
+    @guest.setter
+    def guest(self, guest: Guest) -> None:
+        with self.lock:
+            self.check_may_change()
+            self._guest = guest
+            guest.on_failure = self._guest_failed
+
+    @property
+    def run_state(self) -> RunState:
+        """What the machine is doing."""
+        return self._run_state
+
+    def check_may_change(self) -> None:
+        """Raise StateError unless parts may still be added: before the first start and not while arriving."""
+        if self._run_state is not RunState.PRELAUNCH:
+            raise StateError(
+                f"the machine is {self._run_state}: its parts are fixed", hint="add them before start() or incoming()"
+            )
+
+    def new_dirty_tracker(self) -> tuple[str, DirtyTracker]:
+        """A tracker for one migration, as `[backends] dirty-tracker` says, and its name.
+
+        Raises TrackerUnavailable or UnknownNameError.
+        """
+        blocks = list(self.ram)
+        spec, _ = choose(self.settings.backends.dirty_tracker, self._tracker_specs(), blocks)
+        return spec.name, spec.create()
+
+    # --------------------------------------------------------------------------------------- operation
+
+    def start(self) -> None:
+        """Run the machine: power it on if it is fresh, or let it go on. Already running is fine.
+
+        Raises StateError where it may not run: while it waits for another machine, and after it was let go of.
+        """
+        with self.lock:
+            if self._run_state is RunState.RUNNING:
+                return
+            if self._run_state is RunState.INMIGRATE:
+                raise StateError("the machine is waiting for an incoming migration and cannot be started")
+            if self._run_state is RunState.POSTMIGRATE:
+                raise StateError(
+                    "the machine was handed over and never runs here again by itself",
+                    hint="if you know that no other copy runs or will, reclaim() brings it back",
+                )
+            check_move(self._run_state, RunState.RUNNING)
+            self.power_on()
+            self.resume(RunState.RUNNING)
+
+    def stop(self) -> None:
+        """Pause the machine; returns when no guest code runs. A machine that does not run is left as it is."""
+        with self.lock:
+            if self._run_state is RunState.RUNNING:
+                self._stop_guest()
+                self._move(RunState.PAUSED)
+            elif self._run_state is RunState.PRELAUNCH:
+                self._move(RunState.PAUSED)
+
+    def close(self) -> None:
+        """Shut the machine down and release its memory; numpy views of its RAM must not be used after. Twice is fine."""
+        with self.lock:
+            if self._run_state is RunState.SHUTDOWN:
+                return
+            if self._run_state is RunState.RUNNING:
+                self._stop_guest()
+            self._guest.close()
+            self._set(RunState.SHUTDOWN)
+        self.notifiers.drain(timeout=1.0)
+        self.ram.close()
+
+    def reclaim(self) -> None:
+        """An operator's word that no other copy of this machine runs or ever will: postmigrate becomes paused."""
+        with self.lock:
+            if self._run_state is not RunState.POSTMIGRATE:
+                raise StateError(f"only a machine that was handed over can be reclaimed; this one is {self._run_state}")
+            self._move(RunState.PAUSED)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    # ------------------------------------------------------------- what the migration engine does with it
+
+    def power_on(self) -> None:
+        """Fill a fresh machine, once; anything else is left as it is. A guest that raises leaves it fresh."""
+        with self.lock:
+            if not self._powered:
+                try:
+                    self._guest.power_on()
+                except Exception as exc:
+                    raise GuestError(f"the guest failed to power on: {exc!r}") from exc
+                self._powered = True
+                if self._run_state is RunState.PRELAUNCH:
+                    self._move(RunState.PAUSED)
+
+    def expect_arrival(self) -> None:
+        """Wait for another machine: prelaunch becomes inmigrate."""
+        with self.lock:
+            if self._run_state is not RunState.INMIGRATE:
+                self._move(RunState.INMIGRATE)
+
+    def freeze(self) -> RunState:
+        """Stop the guest for the last part of a migration; returns the state to thaw to.
+
+        From here the machine is `finish-migrate`, and only `thaw` or `let_go` leads out. Raises GuestError if the
+        guest has failed: its machine is in `internal-error` then.
+        """
+        with self.lock:
+            before = self._run_state
+            check_move(before, RunState.FINISH_MIGRATE)
+            if before is RunState.RUNNING:
+                self._stop_guest()
+                if self._guest.failure is not None:
+                    self._move(RunState.INTERNAL_ERROR)
+                    raise GuestError(f"the guest failed: {self._guest.failure!r}") from self._guest.failure
+            self._move(RunState.FINISH_MIGRATE)
+            return before
+
+    def thaw(self, to: RunState) -> None:
+        """Go on as before `freeze`: the machine is still ours."""
+        self.resume(to)
+
+    def let_go(self) -> None:
+        """The machine is somebody else's: finish-migrate becomes postmigrate."""
+        with self.lock:
+            self._move(RunState.POSTMIGRATE)
+
+    def resume(self, to: RunState) -> None:
+        """Become `to` (running or paused); the guest is started for running. Never powers on."""
+        with self.lock:
+            check_move(self._run_state, to)
+            if to is RunState.RUNNING:
+                self._guest.start()
+            self._set(to)
+            if to is RunState.RUNNING:
+                self.notifiers.emit(GuestStarted())
+
+    def arrive(self, to: RunState) -> None:
+        """Become what the source was (running or paused), with everything loaded: inmigrate ends."""
+        with self.lock:
+            self._powered = True
+            self.resume(to)
+
+    # ---------------------------------------------------------------------------------------- internals
+
+    def _stop_guest(self) -> None:
+        self._guest.stop()
+        self.notifiers.emit(GuestStopped())
+
+    def _move(self, to: RunState) -> None:
+        check_move(self._run_state, to)
+        self._set(to)
+
+    def _set(self, to: RunState) -> None:
+        old, self._run_state = self._run_state, to
+        self.notifiers.emit(RunStateChanged(old=old, new=to))
+
+    def _guest_failed(self, exc: BaseException) -> None:
+        with self.lock:
+            self.failure = GuestError(f"the guest failed: {exc!r}")
+            self.failure.__cause__ = exc
+            if self._run_state is RunState.RUNNING:
+                self.notifiers.emit(GuestStopped())
+                self._move(RunState.INTERNAL_ERROR)
