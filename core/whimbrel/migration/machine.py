@@ -1,0 +1,122 @@
+"""`Machine`: a bare machine and the means to move it. What people import."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from whimbrel.errors import MigrationRefused, StateError
+from whimbrel.machine import BareMachine, RunState
+from whimbrel.migration.globalstate import GlobalStateHandler
+from whimbrel.migration.incoming import IncomingMigration
+from whimbrel.migration.outgoing import OutgoingMigration, refuse_if_impossible
+from whimbrel.migration.savevm import Registry
+from whimbrel.migration.uri import resolve
+from whimbrel.plugins import PluginManager
+from whimbrel.settings import Settings
+
+
+class Machine(BareMachine):
+    """A machine that can be migrated away and can wait for one to arrive. Methods from any thread but the guest's.
+
+    `plugins` is this machine's plugin manager; without one a manager of its own is made from the settings. Use it as
+    a context manager, or `close` it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        settings: Settings | None = None,
+        plugins: PluginManager | None = None,
+        uuid: UUID | str | None = None,
+    ) -> None:
+        settings = settings if settings is not None else Settings()
+        self.plugins = plugins if plugins is not None else manager_for(settings)
+        super().__init__(name, settings=settings, uuid=uuid, tracker_specs=self.plugins.dirty_trackers)
+        self.notifiers.add(self.plugins.notify)
+        self._outgoing: OutgoingMigration | None = None
+        self._incoming: IncomingMigration | None = None
+
+    @property
+    def migration(self) -> OutgoingMigration | IncomingMigration | None:
+        """The current migration, or the last one, or None."""
+        return self._outgoing or self._incoming
+
+    def migrate(self, uri: str) -> OutgoingMigration:
+        """Begin to move this machine to `uri`; returns at once.
+
+        Raises StateError while another migration runs or where there is nothing to move, ConfigError for a URI that
+        cannot be, MigrationRefused with every reason against it. Nothing has been touched then. A machine that was
+        never started is powered on first, and arrives paused.
+        """
+        with self.lock:
+            self._refuse_a_second()
+            destination = resolve(uri, self.plugins)
+            registry, global_state = self._register()
+            refuse_if_impossible(self, self.plugins, destination, registry)
+            self.power_on()
+            self._outgoing = OutgoingMigration(self, self.plugins, destination, registry, global_state)
+            self._outgoing.start()
+            return self._outgoing
+
+    def incoming(self, uri: str, *, start: bool | None = None) -> IncomingMigration:
+        """Wait for a machine at `uri`; returns at once, with the URI to migrate to in `.uri`.
+
+        `start`: None starts the guest if the source's ran and the handover was proved; True even without proof, where
+        the transport has no way back; False leaves it paused. Raises StateError unless this machine is fresh or waits
+        already without a migration in progress, ConfigError or ConnectError for the URI.
+        """
+        with self.lock:
+            if self.run_state not in (RunState.PRELAUNCH, RunState.INMIGRATE):
+                raise StateError(f"only a fresh machine can be the destination; this one is {self.run_state}")
+            if self._incoming is not None and not self._incoming.status.finished:
+                raise StateError("The incoming migration has already been started")
+            if self._incoming is not None and self._incoming.ownership == "prepared":
+                raise StateError(
+                    "a machine that arrived whole waits for a decision here", hint="adopt() or discard() it first"
+                )
+            destination = resolve(uri, self.plugins)
+            listener = destination.spec.create().listen(destination.address)
+            self.expect_arrival()
+            self._incoming = IncomingMigration(self, listener, self._register, start=start)
+            self._incoming.start()
+            return self._incoming
+
+    def cancel_migration(self) -> bool:
+        """Cancel whatever migration runs (migrate_cancel); False if none does or it is too late."""
+        migration = self.migration
+        return migration is not None and migration.cancel()
+
+    def close(self) -> None:
+        """Cancel a migration that runs, shut the machine down and release its memory. Twice is fine."""
+        if self._outgoing is not None:
+            self._outgoing.cancel()
+            self._outgoing.join()
+        if self._incoming is not None:
+            self._incoming.close()
+        super().close()
+
+    def _refuse_a_second(self) -> None:
+        if self._outgoing is not None and not self._outgoing.status.finished:
+            raise StateError("There's a migration process in progress")
+        if self.run_state is RunState.INMIGRATE:
+            raise StateError("Guest is waiting for an incoming migration")
+        if self.run_state is RunState.POSTMIGRATE:
+            raise StateError("Can't migrate the vm that was paused due to previous migration")
+        if self.run_state in (RunState.INTERNAL_ERROR, RunState.SHUTDOWN):
+            raise MigrationRefused(f"a machine in {self.run_state} cannot be migrated")
+
+    def _register(self) -> tuple[Registry, GlobalStateHandler]:
+        """This machine's handlers, made afresh for one migration."""
+        global_state = GlobalStateHandler()
+        specs = self.plugins.savevm_handlers(self, self.settings.plugins.savevm)
+        handlers = [handler for spec in specs for handler in spec.create()]
+        return Registry([*handlers, global_state]), global_state
+
+
+def manager_for(settings: Settings) -> PluginManager:
+    """A plugin manager as `[plugins]` says."""
+    chosen = settings.plugins
+    return PluginManager(
+        disable=chosen.disable, active=chosen.active, notifiers=chosen.notifiers, prefer=chosen.prefer
+    )

@@ -1,0 +1,455 @@
+"""An outgoing migration: one thread that takes a running machine through setup, rounds and the switchover.
+
+How an end comes about, whichever: something raises on the migration thread, is caught in `_run` and nowhere else,
+and `_settle` asks the ownership table what that means. Before RELEASED the machine thaws and the migration is failed or
+cancelled; after it the machine is let go of and, without the destination's last word, the end is undecided.
+
+`cancel` is a flag, a status move and a closed channel: the closed channel wakes whatever the thread is blocked in.
+The flag and the release are decided under one lock, so that a cancel is either in time or has no effect.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from whimbrel.abc import Channel, MigrationPlan, Patience, SectionKind
+from whimbrel.errors import (
+    ChannelClosed,
+    ChannelError,
+    HandoverUndecided,
+    MigrationCancelled,
+    MigrationError,
+    MigrationRefused,
+    Place,
+    ProtocolError,
+    StateError,
+    WhimbrelError,
+)
+from whimbrel.events import MigrationFinished, Round, RoundFinished, RoundStarted, StateChanged
+from whimbrel.machine import BareMachine, RunState
+from whimbrel.migration.globalstate import GlobalStateHandler
+from whimbrel.migration.handover import (
+    FIRST_PING,
+    PROOF,
+    ROUND_PING,
+    SourceOwnership,
+    last_word_timeout,
+    proof_timeout,
+    source_handover,
+)
+from whimbrel.migration.return_path import ReturnPath
+from whimbrel.migration.savevm import Entry, Registry, write_full
+from whimbrel.migration.statistics import MigrationInfo, Statistics
+from whimbrel.migration.status import SOURCE_MOVES, MigrationStatus, StatusMachine
+from whimbrel.migration.switchover import should_switch
+from whimbrel.migration.uri import Destination
+from whimbrel.plugins import PluginManager
+from whimbrel.stream import Pacer, Writer
+from whimbrel.wire import commands, description, skeleton
+
+_log = logging.getLogger("whimbrel")
+
+PAGE_SIZE: Final = 4096  # what the description tells; the wire format knows no other here
+IDLE: Final = 0.01  # seconds between rounds that have nothing to send
+LAST_WORDS: Final = 0.2  # seconds to let a destination that hung up say why
+
+
+class OutgoingMigration:
+    """A migration from this machine to another process; made and started by `Machine.migrate`. Any thread."""
+
+    def __init__(self, machine: BareMachine, plugins: PluginManager, destination: Destination, registry: Registry,
+                 global_state: GlobalStateHandler) -> None:  # fmt: skip
+        self._machine, self._plugins, self._destination = machine, plugins, destination
+        self._registry, self._global_state = registry, global_state
+        # Capabilities are those of the start; parameters are read anew whenever they matter.
+        self._capabilities = machine.settings.capabilities.copy()
+        self._parameters = machine.settings.parameters
+        self._limits = machine.settings.limits
+        self._status = StatusMachine(SOURCE_MOVES, self._status_moved)
+        self._ownership = source_handover()
+        self._deciding = threading.Lock()  # a cancel and the release exclude each other
+        self._patience = Patience(self._limits.connect_timeout)
+        self._proceed = threading.Event()
+        self._channel: Channel | None = None
+        self._return_path: ReturnPath | None = None
+        self._statistics = Statistics()
+        self._thaw_to: RunState | None = None
+        self._settled = False
+        self._described: list[Mapping[str, Any]] = []
+        self._error: WhimbrelError | None = None
+        self._thread = threading.Thread(target=self._run, name="whimbrel-migration", daemon=True)
+
+    # --------------------------------------------------------------------------------- what people call
+
+    @property
+    def uri(self) -> str:
+        """Where to."""
+        return self._destination.uri
+
+    @property
+    def status(self) -> MigrationStatus:
+        """How far it is."""
+        return self._status.now
+
+    @property
+    def error(self) -> WhimbrelError | None:
+        """Why it did not succeed, once it has ended."""
+        return self._error
+
+    @property
+    def info(self) -> MigrationInfo:
+        """Everything that is known now."""
+        return self._statistics.info(
+            self._status.now,
+            error="" if self._error is None else str(self._error),
+            error_code="" if self._error is None else self._error.code,
+            ownership=str(self._ownership.now),
+            failed_notifiers=tuple(self._machine.notifiers.failures)
+            + tuple(f"{failure.plugin}: {failure.error}" for failure in self._plugins.failures),
+        )
+
+    def start(self) -> None:
+        """Begin; called once."""
+        self._status.move(MigrationStatus.SETUP)
+        self._thread.start()
+
+    def wait(self, timeout: float | None = None) -> MigrationInfo:
+        """Wait for the end and return what is known then.
+
+        Raises TimeoutError if it has not come within `timeout` seconds (the migration goes on), MigrationCancelled,
+        or whatever made it fail. Notifiers have heard of the end, unless one takes longer than a second.
+        """
+        if not self._status.wait_finished(timeout):
+            raise TimeoutError(f"the migration is still {self.status} after {timeout:g} s")
+        self._thread.join()
+        self._machine.notifiers.drain(timeout=1.0)
+        if self._error is not None:
+            raise self._error
+        return self.info
+
+    def join(self) -> None:
+        """Wait until the migration's thread has ended."""
+        self._thread.join()
+
+    def cancel(self) -> bool:
+        """End it, with the guest running on here. False if it is too late: let go of, or ended.
+
+        Returns at once; `wait` tells when the machine runs on.
+        """
+        with self._deciding:
+            if self._settled or self._released or not self._status.try_move(MigrationStatus.CANCELLING):
+                return False
+            self._patience.cancelled.set()
+            self._proceed.set()
+            channel = self._channel
+        if channel is not None:
+            channel.close()
+        return True
+
+    def proceed(self) -> None:
+        """Go on from pre-switchover (migrate-continue). Raises StateError in any other state."""
+        if self._status.now is not MigrationStatus.PRE_SWITCHOVER:
+            raise StateError(f"Migration not in expected state: {self._status.now}")
+        self._proceed.set()
+
+    # -------------------------------------------------------------------------------- the migration thread
+
+    def _run(self) -> None:
+        error: WhimbrelError | None = None
+        try:
+            out = self._setup()
+            self._go_rounds(out)
+            self._switch_over(out)
+        except WhimbrelError as exc:
+            error = exc
+        except Exception as exc:  # noqa: BLE001 - a plugin's or our own bug must not leave the guest stopped
+            _log.exception("the migration failed unexpectedly")
+            error = MigrationError(f"unexpected {type(exc).__name__}: {exc}", hint="this is a bug; the log has its place")
+            error.__cause__ = exc
+        self._settle(error)
+
+    def _setup(self) -> Writer:
+        """Connect, and send everything up to the START sections."""
+        self._patience = Patience(self._limits.connect_timeout, self._patience.cancelled)
+        channel = self._destination.spec.create().connect(self._destination.address, self._patience)
+        with self._deciding:
+            self._channel = channel
+            if self._patience.cancelled.is_set():
+                raise MigrationCancelled("cancelled while connecting")
+        out = Writer(channel)
+        out.write(skeleton.HEADER)
+        uuid = self._machine.uuid
+        with_uuid = uuid is not None and self._capabilities.validate_uuid
+        config = skeleton.Configuration(self._machine.name, uuid=uuid.bytes if with_uuid and uuid else None)
+        out.write(skeleton.configuration(config))
+        if channel.duplex:
+            self._return_path = ReturnPath(channel, on_failure=self._link_failed)
+            self._return_path.start()
+            out.write(commands.encode(commands.OpenReturnPath()))
+            self._ping(out, FIRST_PING)
+        for entry, handler in self._registry.iterable:
+            self._write_section(out, entry, SectionKind.START, lambda handler=handler: handler.save_start(out))
+        out.flush()
+        handlers = [handler for _, handler in self._registry.iterable]
+        keyed = {handler.statistics_key: handler.progress for handler in handlers if handler.statistics_key}
+        self._statistics.setup_ended(lambda: out.offset, keyed)
+        self._sync()
+        self._move(MigrationStatus.ACTIVE)
+        return out
+
+    def _go_rounds(self, out: Writer) -> None:
+        """Send what is dirty, again and again, until it is time to stop the guest."""
+        pacer = Pacer(
+            limit=lambda: self._parameters.max_bandwidth,
+            sent=lambda: out.offset,
+            wait=self._patience.cancelled.wait,
+            cancelled=self._patience.cancelled.is_set,
+        )
+        total = remaining = self._registry.pending()
+        while True:
+            self._send_round(out, pacer)
+            size, span = self._statistics.round_sent()
+            previous = remaining
+            self._sync()
+            remaining = self._registry.pending()
+            round_ = self._statistics.round_ended(
+                total=total,
+                previous=previous,
+                remaining=remaining,
+                size=size,
+                span=span,
+                limit=self._parameters.downtime_limit / 1000,
+                switchover_bandwidth=self._parameters.avail_switchover_bandwidth,
+            )
+            self._machine.notifiers.emit(RoundFinished(round=round_))
+            if self._may_switch(round_):
+                return
+            if not remaining:
+                self._patience.cancelled.wait(IDLE)
+
+    def _may_switch(self, round_: Round) -> bool:
+        if self._capabilities.switchover_ack and not (self._return_path and self._return_path.acknowledged):
+            return False
+        choice = self._plugins.choose_switchover(round_)
+        return should_switch(round_) if choice is None else choice
+
+    def _send_round(self, out: Writer, pacer: Pacer) -> None:
+        while self._registry.pending():
+            slice_ = pacer.next_slice()
+            for entry, handler in self._registry.iterable:
+                if handler.pending():
+                    self._write_section(out, entry, SectionKind.PART, lambda h=handler: h.save_part(out, slice_))
+                if slice_.over():
+                    break
+            self._statistics.tick()
+        if self._patience.cancelled.is_set():
+            raise MigrationCancelled("cancelled between two rounds")
+        # What the link's buffers hold is not yet there. With a way back the round ends when it is, so that the
+        # bandwidth is the link's own and the blackout has nothing to wait for but its own bytes.
+        if self._return_path is not None:
+            value = ROUND_PING + self._statistics.rounds
+            self._ping(out, value)
+            out.flush()
+            self._return_path.wait_pong(value)
+        else:
+            out.flush()
+
+    def _switch_over(self, out: Writer) -> None:
+        """Stop the guest, send the rest, and hand the machine over."""
+        if self._capabilities.pause_before_switchover:
+            self._freeze()
+            self._pause()
+        with self._machine.notifiers.held():
+            if self._thaw_to is None:
+                self._freeze()
+            self._sync()
+            for entry, handler in self._registry.iterable:
+                self._write_section(out, entry, SectionKind.END, lambda h=handler: h.save_end(out))
+            for entry in self._registry.full:
+                described = write_full(entry, out)
+                if described is not None:
+                    self._described.append(described)
+            self._hand_over(out)
+
+    def _freeze(self) -> None:
+        self._statistics.guest_stopped()
+        thaw_to = self._machine.freeze()
+        self._thaw_to = thaw_to
+        self._ownership.move(SourceOwnership.FROZEN)
+        self._global_state.set(thaw_to)
+
+    def _pause(self) -> None:
+        """Wait, with the guest stopped, until somebody says migrate-continue or cancel."""
+        self._move(MigrationStatus.PRE_SWITCHOVER)
+        self._proceed.wait()
+        if self._return_path is not None and self._return_path.failure is not None:
+            raise self._return_path.failure
+        self._move(MigrationStatus.DEVICE)
+
+    def _hand_over(self, out: Writer) -> None:
+        """The switch itself (`whimbrel.migration.handover`)."""
+        if self._return_path is not None:
+            self._ping(out, PROOF)
+            out.flush()
+            timeout = proof_timeout(self._limits.handover_timeout, self._parameters.downtime_limit / 1000)
+            self._return_path.wait_pong(PROOF, timeout)
+            self._ownership.move(SourceOwnership.PREPARED)
+        else:
+            out.flush()
+        self._release()
+        out.write(bytes((skeleton.Element.EOF,)))
+        out.write(description.encode(self._described, page_size=PAGE_SIZE))
+        out.flush()
+        if self._return_path is None:
+            self._statistics.guest_resumed()
+            assert self._channel is not None, "released without a channel"
+            self._channel.end_writing()
+        elif self._return_path.wait_shut(last_word_timeout(self._limits.handover_timeout)):
+            self._statistics.guest_resumed()
+            self._ownership.move(SourceOwnership.DONE)
+        else:
+            raise MigrationError("the destination's last word has not come")
+
+    def _release(self) -> None:
+        """The point of no return: after this the machine never runs here by itself."""
+        with self._deciding:
+            if self._patience.cancelled.is_set():
+                raise MigrationCancelled("cancelled before the machine was let go of")
+            if self._return_path is not None:
+                self._return_path.may_shut()
+            self._ownership.move(SourceOwnership.RELEASED)
+
+    # --------------------------------------------------------------------------------------------- the end
+
+    def _settle(self, error: WhimbrelError | None) -> None:
+        """Bring machine, channel, handlers and status to rest, whatever happened. Nothing in here may raise."""
+        with self._deciding:
+            self._settled = True
+            cancelled = self._status.now is MigrationStatus.CANCELLING
+        if self._released:
+            self._machine.let_go()
+        elif self._thaw_to is not None:
+            error = self._thaw(self._thaw_to) or error
+        if self._channel is not None:
+            error = self._best_reason(error)
+            self._channel.close()
+        if self._return_path is not None:
+            self._return_path.join()
+        self._registry.finish()
+        self._statistics.ended()
+        if cancelled:
+            error = MigrationCancelled("the migration was cancelled; the machine goes on here")
+        elif error is not None and self._released:
+            error = _undecided(error)
+        self._error = error
+        end = MigrationStatus.CANCELLED if cancelled else MigrationStatus.FAILED if error else MigrationStatus.COMPLETED
+        downtime = self._statistics.downtime if error is None else None
+        reason = "" if error is None else str(error)
+        self._machine.notifiers.emit(MigrationFinished(role="source", status=end, downtime=downtime, error=reason))
+        self._status.move(end)
+
+    def _thaw(self, to: RunState) -> WhimbrelError | None:
+        self._ownership.move(SourceOwnership.OWNER)
+        try:
+            self._machine.thaw(to)
+        except WhimbrelError as exc:
+            return exc
+        return None
+
+    def _best_reason(self, error: WhimbrelError | None) -> WhimbrelError | None:
+        """A broken channel is often the effect of what the return path has heard, or is about to hear."""
+        if self._return_path is None or self._settled_by_us(error):
+            return error
+        try:
+            self._return_path.wait_shut(timeout=LAST_WORDS)
+        except ProtocolError as heard:
+            return heard
+        except MigrationError as heard:
+            return heard if isinstance(error, ChannelClosed) else error
+        return error
+
+    def _settled_by_us(self, error: WhimbrelError | None) -> bool:
+        return not isinstance(error, ChannelError) or self._status.now is MigrationStatus.CANCELLING
+
+    # --------------------------------------------------------------------------------------------- helpers
+
+    @property
+    def _released(self) -> bool:
+        return self._ownership.now in (SourceOwnership.RELEASED, SourceOwnership.DONE)
+
+    def _link_failed(self) -> None:
+        """The return path is broken: wake the migration thread wherever it is blocked."""
+        self._proceed.set()
+        if self._channel is not None:
+            self._channel.close()
+
+    def _ping(self, out: Writer, value: int) -> None:
+        assert self._return_path is not None, "a PING needs a way back"
+        self._return_path.asking(value)
+        out.write(commands.encode(commands.Ping(value)))
+
+    def _write_section(self, out: Writer, entry: Entry, kind: SectionKind, body: Callable[[], None]) -> None:
+        try:
+            out.write(entry.head(kind))
+            body()
+            out.write(entry.foot())
+        except MigrationError as exc:
+            raise exc.at(entry.place) from exc.__cause__
+
+    def _sync(self) -> None:
+        self._registry.sync()
+        self._statistics.synced()
+        self._machine.notifiers.emit(RoundStarted(number=self._statistics.syncs))
+
+    def _move(self, to: MigrationStatus) -> None:
+        if not self._status.try_move(to):
+            raise MigrationCancelled(f"cancelled before {to}")
+
+    def _status_moved(self, old: MigrationStatus, new: MigrationStatus) -> None:
+        self._machine.notifiers.emit(StateChanged(role="source", old=old, new=new))
+
+
+def _undecided(error: WhimbrelError) -> HandoverUndecided:
+    undecided = HandoverUndecided(
+        f"the machine was let go of, and the destination has not said that it runs ({error})",
+        hint="ask the destination: if it does not run and never will, reclaim() brings the machine back here",
+        place=getattr(error, "place", None) or Place(),
+    )
+    undecided.__cause__ = error
+    return undecided
+
+
+def refuse_if_impossible(machine: BareMachine, plugins: PluginManager, destination: Destination,
+                         registry: Registry) -> None:  # fmt: skip
+    """Raise MigrationRefused with everything that speaks against a migration; nothing has been touched."""
+    problems = list(machine.blockers.reasons())
+    if machine.settings.capabilities.return_path and not destination.spec.duplex:
+        problems.append(
+            f"capability return-path is on, and transport {destination.spec.name!r} has no way back; "
+            "switch it off or use another transport"
+        )
+    if machine.settings.capabilities.switchover_ack and not destination.spec.duplex:
+        problems.append(f"capability switchover-ack needs a way back, and transport {destination.spec.name!r} has none")
+    problems += registry.problems()
+    problems += plugins.check_migration(plan_of(machine, destination, registry))
+    if problems:
+        raise MigrationRefused("; ".join(problems))
+
+
+def plan_of(machine: BareMachine, destination: Destination, registry: Registry) -> MigrationPlan:
+    """What is about to be done, for the checks."""
+    settings = machine.settings
+    return MigrationPlan(
+        uri=destination.uri,
+        scheme=destination.spec.name,
+        duplex=destination.spec.duplex,
+        machine=machine.name,
+        capabilities=frozenset(name for name, on in settings.capabilities.as_dict().items() if on),
+        parameters=settings.parameters.as_dict(),
+        ram={block.name: block.size for block in machine.ram},
+        sections=registry.names(),
+    )
+

@@ -1,0 +1,113 @@
+"""The source's ear: a thread that reads what the destination says, and calls that wait for it.
+
+Whatever goes wrong here ends the migration: the failure is kept, `on_failure` wakes the migration thread, and every
+wait raises it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from whimbrel.abc import Channel
+from whimbrel.errors import HandoverTimeout, MigrationError, PeerRefused, Place, StreamError
+from whimbrel.stream import Reader
+from whimbrel.wire.return_path import Pong, Shut, SwitchoverAck, parse_message
+
+
+class ReturnPath:
+    """Listens on the way back of a duplex channel from `start` until SHUT, a failure or the channel's end."""
+
+    def __init__(self, channel: Channel, on_failure: Callable[[], object]) -> None:
+        self._channel = channel
+        self._on_failure = on_failure
+        self._changed = threading.Condition()
+        self._pongs: set[int] = set()
+        self._asked: set[int] = set()
+        self._acknowledged = False
+        self._may_shut = False
+        self._shut = False
+        self._failure: MigrationError | None = None
+        self._thread = threading.Thread(target=self._listen, name="whimbrel-return-path", daemon=True)
+
+    def start(self) -> None:
+        """Begin to listen."""
+        self._thread.start()
+
+    def join(self) -> None:
+        """Wait for the thread; the channel must be closed."""
+        if self._thread.is_alive():
+            self._thread.join()
+
+    @property
+    def failure(self) -> MigrationError | None:
+        """What went wrong, if anything has."""
+        return self._failure
+
+    @property
+    def acknowledged(self) -> bool:
+        """Whether the destination said that it is ready for the switchover."""
+        return self._acknowledged
+
+    def asking(self, value: int) -> None:
+        """A PING of `value` is about to be sent; only PONGs that were asked for are believed."""
+        with self._changed:
+            self._asked.add(value)
+
+    def may_shut(self) -> None:
+        """From here on SHUT is expected; before, it is the destination giving up."""
+        with self._changed:
+            self._may_shut = True
+
+    def wait_pong(self, value: int, timeout: float | None = None) -> None:
+        """Wait for the PONG of `value`. Raises HandoverTimeout after `timeout` seconds, or the failure."""
+        if not self._wait(lambda: value in self._pongs, timeout):
+            raise HandoverTimeout(
+                f"the destination has not proved within {timeout:g} s that it holds the whole machine",
+                hint="the source's guest goes on; [limits] handover-timeout says how long to wait",
+                place=Place(peer=self._channel.peer),
+            )
+
+    def wait_shut(self, timeout: float | None) -> bool:
+        """Wait for the destination's last word; False if it has not come. Raises the failure."""
+        return self._wait(lambda: self._shut, timeout)
+
+    def _wait(self, done: Callable[[], bool], timeout: float | None) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: done() or self._failure is not None, timeout)
+            if done():
+                return True
+            if self._failure is not None:
+                raise self._failure
+            return False
+
+    def _listen(self) -> None:
+        reader = Reader(self._channel, capacity=4096)
+        try:
+            while not self._shut:
+                self._hear(reader.parse(parse_message()))
+        except MigrationError as exc:
+            failure = exc.at(Place(section="return path", peer=self._channel.peer))
+            with self._changed:
+                self._failure = failure
+                self._changed.notify_all()
+            self._on_failure()
+
+    def _hear(self, message: Pong | Shut | SwitchoverAck) -> None:
+        with self._changed:
+            match message:
+                case Pong(value):
+                    if value not in self._asked:
+                        raise StreamError(f"the destination answered a PING that was never sent ({value:#x})")
+                    self._pongs.add(value)
+                case SwitchoverAck():
+                    self._acknowledged = True
+                case Shut(0) if self._may_shut:
+                    self._shut = True
+                case Shut(0):
+                    raise StreamError("the destination said that it is through before it had everything")
+                case Shut(value):
+                    raise PeerRefused(
+                        f"the destination failed (SHUT {value})", hint="its own error says why; the source goes on"
+                    )
+            self._changed.notify_all()

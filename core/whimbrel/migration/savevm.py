@@ -1,0 +1,98 @@
+"""The registry: a machine's handlers in order, with their section ids, and sections around their bodies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import attrs
+
+from whimbrel.abc import IterableHandler, SaveVMHandler, SectionKind
+from whimbrel.errors import ConfigError, MigrationError, Place
+from whimbrel.stream import Writer
+from whimbrel.wire import skeleton
+
+
+@attrs.frozen(eq=False)
+class Entry:
+    """One handler with its section id in this stream."""
+
+    handler: SaveVMHandler
+    section_id: int
+
+    @property
+    def place(self) -> Place:
+        """Where messages say that it is."""
+        return Place(section=f"{self.handler.idstr!r} (id {self.section_id})")
+
+    def head(self, kind: SectionKind) -> bytes:
+        """The section's head."""
+        handler = self.handler
+        header = skeleton.SectionHeader(self.section_id, handler.idstr, handler.instance_id, handler.version_id)
+        return skeleton.section_header(kind, header)
+
+    def foot(self) -> bytes:
+        """The section's footer."""
+        return skeleton.section_footer(self.section_id)
+
+
+class Registry:
+    """The handlers of one machine for one migration, by priority (higher first), then by name."""
+
+    def __init__(self, handlers: Iterable[SaveVMHandler]) -> None:
+        ordered = sorted(handlers, key=lambda h: (-h.priority, h.idstr, h.instance_id))
+        self.entries = [Entry(handler, number) for number, handler in enumerate(ordered)]
+        self._by_name: dict[tuple[str, int], Entry] = {}
+        for entry in self.entries:
+            name = (entry.handler.idstr, entry.handler.instance_id)
+            if name in self._by_name:
+                raise ConfigError(f"two savevm handlers want section {name[0]!r} with instance id {name[1]}")
+            self._by_name[name] = entry
+
+    @property
+    def iterable(self) -> list[tuple[Entry, IterableHandler]]:
+        """The entries that are saved in rounds."""
+        return [(entry, entry.handler) for entry in self.entries if isinstance(entry.handler, IterableHandler)]
+
+    @property
+    def full(self) -> list[Entry]:
+        """The entries that are saved once, with the guest stopped."""
+        return [entry for entry in self.entries if not entry.handler.iterable]
+
+    def find(self, idstr: str, instance_id: int) -> Entry | None:
+        """The entry of that name, or None."""
+        return self._by_name.get((idstr, instance_id))
+
+    def names(self) -> tuple[str, ...]:
+        """The names of all sections, in order."""
+        return tuple(entry.handler.idstr for entry in self.entries)
+
+    def problems(self) -> list[str]:
+        """What every handler has against being migrated."""
+        return [problem for entry in self.entries for problem in entry.handler.problems()]
+
+    def pending(self) -> int:
+        """Bytes known to be dirty and not sent."""
+        return sum(handler.pending() for _, handler in self.iterable)
+
+    def sync(self) -> None:
+        """Let every handler learn what has changed."""
+        for _, handler in self.iterable:
+            handler.sync()
+
+    def finish(self) -> None:
+        """Let every handler release what belongs to this migration."""
+        for entry in self.entries:
+            entry.handler.finish()
+
+
+def write_full(entry: Entry, out: Writer) -> Mapping[str, Any] | None:
+    """Write a device's whole section; returns its description."""
+    with_place = entry.place
+    try:
+        out.write(entry.head(SectionKind.FULL))
+        described = entry.handler.save(out)
+        out.write(entry.foot())
+    except MigrationError as exc:
+        raise exc.at(with_place) from exc.__cause__
+    return described
