@@ -48,7 +48,7 @@ class BareMachine:
         self.name = name
         self.uuid = UUID(uuid) if isinstance(uuid, str) else uuid
         self.settings = settings if settings is not None else Settings()
-        self.ram = Ram(self.settings.backends.memory)
+        self.ram = Ram(self.settings.backends.memory, self.check_may_change)
         self.devices = Devices(self.check_may_change)
         self.blockers = Blockers()
         self.notifiers = Notices()
@@ -125,7 +125,7 @@ class BareMachine:
                 self._move(RunState.PAUSED)
 
     def close(self) -> None:
-        """Shut the machine down and release its memory; numpy views of its RAM must not be used after. Twice is fine."""
+        """Shut the machine down and release its memory; views of its RAM must not be used after. Twice is fine."""
         with self.lock:
             if self._run_state is RunState.SHUTDOWN:
                 return

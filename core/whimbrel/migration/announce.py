@@ -28,9 +28,7 @@ class Announcer:
     `wait(seconds)` returns True to end early; it is the announcer's own flag unless a test injects one.
     """
 
-    def __init__(
-        self, guest: Guest, parameters: Parameters, *, wait: Callable[[float], bool] | None = None
-    ) -> None:
+    def __init__(self, guest: Guest, parameters: Parameters, *, wait: Callable[[float], bool] | None = None) -> None:
         self._guest, self._parameters = guest, parameters
         self._closed = threading.Event()
         self._wait = wait or self._closed.wait
@@ -52,6 +50,6 @@ class Announcer:
                 return
             try:
                 self._guest.announce()
-            except Exception:
+            except Exception:  # noqa: BLE001 - the guest runs; that it cannot say so is no reason to harm it
                 _log.exception("the guest failed to announce itself; it is not asked again")
                 return

@@ -80,9 +80,9 @@ class Handover(Generic[Side]):
         moves: Mapping[Side, frozenset[Side]],
         on_move: Callable[[Side, Side], object] = lambda _old, _new: None,
     ) -> None:
-        self._now = start
-        self._moves = moves
-        self._on_move = on_move
+        self._now: Side = start
+        self._moves: Mapping[Side, frozenset[Side]] = moves
+        self._on_move: Callable[[Side, Side], object] = on_move
 
     @property
     def now(self) -> Side:
@@ -90,7 +90,7 @@ class Handover(Generic[Side]):
         return self._now
 
     def move(self, to: Side) -> None:
-        """Go to `to`. `on_move` is told first; if it raises, nothing has moved. Raises StateError for an illegal move."""
+        """Go to `to`; raises StateError for an illegal move. `on_move` is told first: if it raises, nothing has moved."""
         if to not in self._moves[self._now]:
             raise StateError(f"ownership cannot go from {self._now} to {to}")
         self._on_move(self._now, to)
@@ -105,11 +105,6 @@ def source_handover() -> Handover[SourceOwnership]:
 def destination_handover() -> Handover[DestinationOwnership]:
     """The destination's side of a new attempt."""
     return Handover(DestinationOwnership.LOADING, DESTINATION_MOVES)
-
-
-def proof_timeout(limit: float, downtime_limit: float) -> float:
-    """How long the source waits for the proof, in seconds: `limit`, or by itself where that is 0."""
-    return limit or max(2.0, 4 * downtime_limit)
 
 
 def last_word_timeout(limit: float) -> float:

@@ -138,7 +138,7 @@ class IncomingMigration:
         self._take_over(None)
 
     def discard(self) -> None:
-        """An operator's word that the source still has the machine: drop the prepared one; incoming may be tried again."""
+        """An operator's word that the source has the machine: drop the prepared one; incoming may be tried again."""
         self._expect_prepared()
         self._ownership.move(DestinationOwnership.REFUSED)
         assert self._loader is not None, "prepared without a loader"
@@ -169,7 +169,9 @@ class IncomingMigration:
             error = exc
         except Exception as exc:  # noqa: BLE001 - a plugin's or our own bug must leave the machine clean as well
             _log.exception("the incoming migration failed unexpectedly")
-            error = MigrationError(f"unexpected {type(exc).__name__}: {exc}", hint="this is a bug; the log has its place")
+            error = MigrationError(
+                f"unexpected {type(exc).__name__}: {exc}", hint="this is a bug; the log has its place"
+            )
             error.__cause__ = exc
         self._settle(error, registry)
 
@@ -211,9 +213,7 @@ class IncomingMigration:
         finally:
             watchdog.cancel()
 
-    def _conclude(
-        self, loader: StreamLoader, channel: Channel, answer: Callable[[Message], None] | None
-    ) -> None:
+    def _conclude(self, loader: StreamLoader, channel: Channel, answer: Callable[[Message], None] | None) -> None:
         """EOF has come: take over in the way that the source hands over (`whimbrel.migration.handover`)."""
         if loader.proved:
             # The source wrote EOF only after our proof: it is the order to start.
@@ -233,8 +233,8 @@ class IncomingMigration:
     def _load_rest(self, loader: StreamLoader) -> None:
         try:
             loader.load_description()
-        except ChannelError:
-            _log.debug("the stream has no description behind its end")
+        except (ChannelError, StreamError) as exc:
+            _log.warning("the stream has no description behind its end: %s", exc)
 
     def _take_over(self, start: bool | None) -> None:
         """The machine is ours: start it, or leave it paused."""
@@ -284,12 +284,6 @@ class IncomingMigration:
         """After the proof was sent the source may have let go: what is here is kept, and that is the error."""
         if self._ownership.now is not DestinationOwnership.PREPARED:
             return error
-        if self._loader is not None and not self._loader.proved:
-            # No proof was given, so a source that switches in two phases has not let go; QEMU may have.
-            if not isinstance(error, ChannelError):
-                self._ownership.move(DestinationOwnership.REFUSED)
-                self._loader.rollback()
-                return error
         undecided = HandoverUndecided(
             f"the machine is here, whole and stopped, and the source's order to start it has not come ({error})",
             hint="ask the source: if it does not run and never will, adopt() starts it here; if it runs, discard() it",
@@ -323,7 +317,7 @@ def _try_to(action: Callable[[], object]) -> None:
 
 
 def _expect_hang_up(channel: Channel) -> None:
-    """Wait for the orderly end of the peer's bytes. Raises StreamError if more come, ChannelError if the link breaks."""
+    """Wait for the orderly end of the peer's bytes. Raises StreamError for more, ChannelError if the link breaks."""
     if channel.recv_into(memoryview(bytearray(1))):
         raise StreamError("bytes came behind the end of the stream")
 

@@ -186,5 +186,3 @@ class StreamLoader:
             action()
         except MigrationError as exc:
             raise exc.at(Place(section=section, offset=self._reader.offset)) from exc.__cause__
-
-

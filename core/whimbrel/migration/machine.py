@@ -117,6 +117,4 @@ class Machine(BareMachine):
 def manager_for(settings: Settings) -> PluginManager:
     """A plugin manager as `[plugins]` says."""
     chosen = settings.plugins
-    return PluginManager(
-        disable=chosen.disable, active=chosen.active, notifiers=chosen.notifiers, prefer=chosen.prefer
-    )
+    return PluginManager(disable=chosen.disable, active=chosen.active, notifiers=chosen.notifiers, prefer=chosen.prefer)

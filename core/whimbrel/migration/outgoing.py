@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
 from whimbrel.abc import Channel, MigrationPlan, Patience, SectionKind
@@ -37,7 +38,6 @@ from whimbrel.migration.handover import (
     ROUND_PING,
     SourceOwnership,
     last_word_timeout,
-    proof_timeout,
     source_handover,
 )
 from whimbrel.migration.return_path import ReturnPath
@@ -167,7 +167,9 @@ class OutgoingMigration:
             error = exc
         except Exception as exc:  # noqa: BLE001 - a plugin's or our own bug must not leave the guest stopped
             _log.exception("the migration failed unexpectedly")
-            error = MigrationError(f"unexpected {type(exc).__name__}: {exc}", hint="this is a bug; the log has its place")
+            error = MigrationError(
+                f"unexpected {type(exc).__name__}: {exc}", hint="this is a bug; the log has its place"
+            )
             error.__cause__ = exc
         self._settle(error)
 
@@ -191,7 +193,7 @@ class OutgoingMigration:
             out.write(commands.encode(commands.OpenReturnPath()))
             self._ping(out, FIRST_PING)
         for entry, handler in self._registry.iterable:
-            self._write_section(out, entry, SectionKind.START, lambda handler=handler: handler.save_start(out))
+            self._write_section(out, entry, SectionKind.START, partial(handler.save_start, out))
         out.flush()
         handlers = [handler for _, handler in self._registry.iterable]
         keyed = {handler.statistics_key: handler.progress for handler in handlers if handler.statistics_key}
@@ -241,7 +243,7 @@ class OutgoingMigration:
             slice_ = pacer.next_slice()
             for entry, handler in self._registry.iterable:
                 if handler.pending():
-                    self._write_section(out, entry, SectionKind.PART, lambda h=handler: h.save_part(out, slice_))
+                    self._write_section(out, entry, SectionKind.PART, partial(handler.save_part, out, slice_))
                 if slice_.over():
                     break
             self._statistics.tick()
@@ -267,7 +269,7 @@ class OutgoingMigration:
                 self._freeze()
             self._sync()
             for entry, handler in self._registry.iterable:
-                self._write_section(out, entry, SectionKind.END, lambda h=handler: h.save_end(out))
+                self._write_section(out, entry, SectionKind.END, partial(handler.save_end, out))
             for entry in self._registry.full:
                 described = write_full(entry, out)
                 if described is not None:
@@ -294,8 +296,7 @@ class OutgoingMigration:
         if self._return_path is not None:
             self._ping(out, PROOF)
             out.flush()
-            timeout = proof_timeout(self._limits.handover_timeout, self._parameters.downtime_limit / 1000)
-            self._return_path.wait_pong(PROOF, timeout)
+            self._return_path.wait_pong(PROOF, self._machine.settings.handover_seconds())
             self._ownership.move(SourceOwnership.PREPARED)
         else:
             out.flush()
@@ -452,4 +453,3 @@ def plan_of(machine: BareMachine, destination: Destination, registry: Registry) 
         ram={block.name: block.size for block in machine.ram},
         sections=registry.names(),
     )
-

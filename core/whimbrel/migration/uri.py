@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import attrs
 
-from whimbrel.errors import ConfigError, UnknownNameError
 from whimbrel.abc import TransportSpec
+from whimbrel.errors import ConfigError, UnknownNameError
 from whimbrel.plugins import PluginManager
 
 
@@ -23,9 +23,7 @@ def resolve(uri: str, plugins: PluginManager) -> Destination:
     scheme, colon, address = uri.partition(":")
     if not colon or not scheme:
         schemes = ", ".join(sorted(spec.name for spec in plugins.transports()))
-        raise ConfigError(
-            f"{uri!r} is no migration URI: expected SCHEME:ADDRESS", hint=f"schemes there are: {schemes}"
-        )
+        raise ConfigError(f"{uri!r} is no migration URI: expected SCHEME:ADDRESS", hint=f"schemes there are: {schemes}")
     try:
         spec = plugins.transport(scheme)
     except UnknownNameError as exc:

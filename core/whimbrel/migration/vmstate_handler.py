@@ -26,7 +26,7 @@ class VMStateHandler(SaveVMHandler):
         self.version_id = description.version_id
         self._obj, self._description = obj, description
         self._loaded: vmstate.Loaded | None = None
-        self._undo: Callable[[], None] | None = None
+        self._undo: Callable[[], object] | None = None
 
     def problems(self) -> Sequence[str]:
         """A device declared unmigratable refuses by its name."""

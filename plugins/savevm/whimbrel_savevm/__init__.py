@@ -1,1 +1,1 @@
-"""..."""
+"""The bundled savevm handlers: `ram` and `devices`."""

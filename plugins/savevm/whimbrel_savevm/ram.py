@@ -1,0 +1,98 @@
+"""The `ram` plugin: a machine's RAM blocks as QEMU's RAM section, saved in rounds (wire format, section 2).
+
+The handler is a front for two rooms that share nothing: `_ram_saver` at the source, `_ram_loader` at the destination.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from whimbrel.abc import IterableHandler, Progress, SaveVMSpec, SectionKind, Slice, StreamReader, StreamWriter
+from whimbrel.errors import IncompatibleError, WhimbrelError
+from whimbrel.hookspecs import hookimpl
+from whimbrel.machine import BareMachine
+from whimbrel.wire import ram as wire
+from whimbrel_savevm._ram_loader import RamLoader
+from whimbrel_savevm._ram_saver import RamSaver
+
+
+class RamHandler(IterableHandler):
+    """Saves and loads all RAM blocks of one machine."""
+
+    idstr = "ram"
+    version_id = wire.VERSION_ID
+    priority = 100  # the first of all: everything else is small
+    statistics_key = "ram"
+
+    def __init__(self, machine: BareMachine) -> None:
+        self._machine = machine
+        self.progress = Progress(page_size=wire.PAGE_SIZE, total=machine.ram.total)
+        self._saver: RamSaver | None = None
+        self._loader: RamLoader | None = None
+
+    # ------------------------------------------------------------------------------------------- source
+
+    def problems(self) -> Sequence[str]:
+        """Without a dirty tracker that works nothing can be saved."""
+        try:
+            name, tracker = self._machine.new_dirty_tracker()
+        except WhimbrelError as exc:
+            return (str(exc),)
+        self.progress.tracker = name
+        self._saver = RamSaver(list(self._machine.ram), tracker, self.progress)
+        return ()
+
+    def save_start(self, out: StreamWriter) -> None:
+        """Begin to track, and list the blocks."""
+        self._its_saver.start(out)
+
+    def sync(self) -> None:
+        """Read the dirty marks."""
+        self._its_saver.sync()
+
+    def pending(self) -> int:
+        """Bytes marked dirty."""
+        return self._its_saver.pending()
+
+    def save_part(self, out: StreamWriter, slice_: Slice) -> None:
+        """Send dirty pages while the slice lasts."""
+        self._its_saver.part(out, slice_)
+
+    def save_end(self, out: StreamWriter) -> None:
+        """Send all dirty pages."""
+        self._its_saver.end(out)
+
+    @property
+    def _its_saver(self) -> RamSaver:
+        assert self._saver is not None, "saved without having been asked for problems"
+        return self._saver
+
+    # -------------------------------------------------------------------------------------- destination
+
+    def load(self, reader: StreamReader, kind: SectionKind, version_id: int) -> None:
+        """Load one body into the machine's own blocks."""
+        if version_id != wire.VERSION_ID:
+            raise IncompatibleError(f"the RAM section has version {version_id}, expected {wire.VERSION_ID}")
+        if self._loader is None:
+            self._loader = RamLoader(self._machine)
+        self._loader.load(reader, kind)
+
+    def rollback(self) -> None:
+        """Make every block that was written into zero again: a machine that arrives is never started on its own."""
+        if self._loader is not None:
+            self._loader.rollback()
+
+    # --------------------------------------------------------------------------------------------- both
+
+    def finish(self) -> None:
+        """End the tracking and the populating."""
+        if self._saver is not None:
+            self._saver.finish()
+        if self._loader is not None:
+            self._loader.finish()
+
+
+@hookimpl
+def whimbrel_savevm_handlers(machine: BareMachine) -> Sequence[SaveVMSpec]:
+    """Offer the handler of `machine`'s RAM."""
+    return [SaveVMSpec(name="ram", summary="RAM blocks, in rounds", create=lambda: [RamHandler(machine)])]
