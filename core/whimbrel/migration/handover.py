@@ -90,7 +90,7 @@ class Handover(Generic[Side]):
         return self._now
 
     def move(self, to: Side) -> None:
-        """Go to `to`; raises StateError for an illegal move. `on_move` is told first: if it raises, nothing has moved."""
+        """Go to `to`; raises StateError for an illegal move. `on_move` is told first; if it raises, nothing moved."""
         if to not in self._moves[self._now]:
             raise StateError(f"ownership cannot go from {self._now} to {to}")
         self._on_move(self._now, to)

@@ -119,7 +119,7 @@ def zero_pages(memory: ByteArray, indices: IndexArray) -> BoolArray:
     Most pages that are not zero show it in their first word, so only the others are read whole.
     """
     words: npt.NDArray[np.uint64] = memory.view(np.uint64).reshape(-1, _WORDS)
-    maybe = words[indices, 0] == 0
+    maybe: BoolArray = words[indices, 0] == 0
     candidates = indices[maybe]
     if len(candidates) == 0:
         return maybe
