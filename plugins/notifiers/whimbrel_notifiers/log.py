@@ -55,7 +55,8 @@ def sentence(event: Event) -> str:
 def _round(done: Round) -> str:
     return (
         f"round {done.number}: sent {format_size(done.sent_bytes)} in {_seconds(done.seconds)}"
-        f" ({_rate(done.bandwidth)}), {format_size(done.remaining)} of {format_size(done.total)} remain, dirtied at {_rate(done.dirty_rate)};"
+        f" ({_rate(done.bandwidth)}), {format_size(done.remaining)} of {format_size(done.total)} remain,"
+        f" dirtied at {_rate(done.dirty_rate)};"
         f" expected downtime {_seconds(done.expected_downtime)}, limit {_seconds(done.downtime_limit)}"
     )
 

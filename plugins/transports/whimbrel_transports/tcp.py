@@ -1,0 +1,160 @@
+"""`tcp:HOST:PORT`, as QEMU writes it.
+
+HOST is a name, an IPv4 address, or an IPv6 address in [brackets]; every address of a name is tried. Without a host
+it is 127.0.0.1, on either side: whoever wants to be reached from elsewhere says so. Port 0 listens on a free one,
+which the listener's `uri` tells.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import threading
+from typing import TYPE_CHECKING, Any, Final
+
+from whimbrel.abc import Channel, Listener, Patience, Transport, TransportSpec
+from whimbrel.errors import ConfigError, ConnectError
+from whimbrel.hookspecs import hookimpl
+from whimbrel_transports._sockets import (
+    BACKLOG,
+    SLICE,
+    SocketChannel,
+    SocketListener,
+    connect_socket,
+    connecting,
+    listening,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["TcpTransport", "whimbrel_transports"]
+
+_LOOPBACK: Final = "127.0.0.1"
+_EXPECTED: Final = "expected HOST:PORT, with an IPv6 address in [brackets]"
+
+
+@hookimpl
+def whimbrel_transports() -> Sequence[TransportSpec]:
+    """Offer `tcp:`."""
+    return [TransportSpec(name="tcp", summary="a TCP connection, tcp:HOST:PORT", create=TcpTransport)]
+
+
+class TcpTransport(Transport):
+    """Channels over TCP."""
+
+    def connect(self, address: str, patience: Patience) -> Channel:
+        """Connect to `address`. Raises ConfigError, ConnectError and MigrationCancelled, leaving nothing behind.
+
+        A name that is being looked up when the patience ends leaves its thread behind until the resolver gives up.
+        """
+        host, port = _parse(address)
+        if port == 0:
+            raise ConfigError(f"cannot connect to {address!r}: port 0 is for listening on a free one")
+        failure = ConnectError(f"Failed to connect to '{address}': it has no address")
+        for family, where in _looked_up(host, port, address, patience):
+            try:
+                connected = connect_socket(family, where, address, patience)
+                with connecting(address):
+                    return _channel(connected, where)
+            except ConnectError as error:
+                if patience.remaining() <= 0:
+                    raise
+                failure = error
+        raise failure
+
+    def listen(self, address: str) -> Listener:
+        """Listen on the first address of a name that can be. Raises ConfigError, ConnectError, leaving nothing."""
+        host, port = _parse(address)
+        failure = ConnectError(f"Failed to listen on '{address}': it has no address")
+        for family, where in _addresses(host, port, address):
+            try:
+                with listening(address):
+                    return _listener(family, where)
+            except ConnectError as error:
+                failure = error
+        raise failure
+
+
+def _listener(family: int, where: object) -> Listener:
+    fresh = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        fresh.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        fresh.bind(where)  # type: ignore[arg-type] # of the family's own shape
+        fresh.listen(BACKLOG)
+        return SocketListener(fresh, _uri(fresh.getsockname()), _channel)
+    except BaseException:
+        fresh.close()
+        raise
+
+
+def _channel(connected: socket.socket, where: object) -> Channel:
+    try:
+        if connected.getsockname() == connected.getpeername():
+            # A port of the range for outgoing connections, on this host, with nobody there, can reach itself.
+            raise ConnectionRefusedError("Connection refused")
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        return SocketChannel(connected, _uri(where))
+    except BaseException:
+        connected.close()
+        raise
+
+
+def _uri(where: Any) -> str:
+    host, port = where[:2]
+    return f"tcp:[{host}]:{port}" if ":" in host else f"tcp:{host}:{port}"
+
+
+def _parse(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    if not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535):
+        raise ConfigError(f"the TCP address {address!r} has the port {port!r}; {_EXPECTED}, and a port from 0 to 65535")
+    if host.startswith("["):
+        try:
+            ipaddress.IPv6Address(host[1:].removesuffix("]"))
+        except ValueError as error:
+            raise ConfigError(f"the TCP address {address!r} has no IPv6 address in its brackets: {error}") from error
+        if not host.endswith("]"):
+            raise ConfigError(f"the TCP address {address!r} has a bracket that does not close; {_EXPECTED}")
+        host = host[1:-1]
+    elif any(character in host for character in ":[]\0"):
+        raise ConfigError(f"the TCP address {address!r} has the host {host!r}; {_EXPECTED}")
+    return host or _LOOPBACK, int(port)
+
+
+def _addresses(host: str, port: int, address: str) -> list[tuple[int, object]]:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICSERV)
+    except UnicodeError as error:
+        raise ConfigError(f"the TCP address {address!r} has a host that cannot be: {error}") from error
+    except OSError as error:
+        raise ConnectError(f"address resolution failed for {address}: {error.strerror}") from error
+    return [(family, where) for family, _, _, _, where in found]
+
+
+def _looked_up(host: str, port: int, address: str, patience: Patience) -> list[tuple[int, object]]:
+    """The addresses of a name; a resolver cannot be interrupted, so it has a thread to be slow on."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        pass
+    else:
+        return _addresses(host, port, address)
+    answer: list[tuple[int, object]] = []
+    failure: list[Exception] = []
+
+    def look_up() -> None:
+        try:
+            answer.extend(_addresses(host, port, address))
+        except Exception as error:  # noqa: BLE001 - raised by the thread that waits
+            failure.append(error)
+
+    thread = threading.Thread(target=look_up, name="whimbrel-resolver", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        patience.check(f"looking up {host!r}")
+        thread.join(min(SLICE, patience.remaining()))
+    if failure:
+        raise failure[0]
+    return answer
