@@ -1,0 +1,53 @@
+"""The system calls that Python has no door for that lets other threads run meanwhile.
+
+`mmap.madvise` keeps the GIL, and populating a gigabyte takes a third of a second: everything here goes through
+ctypes, which lets go of it. The C library is opened at the first call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from functools import cache
+
+MADV_DONTNEED = 4
+MADV_REMOVE = 9
+MADV_HUGEPAGE = 14
+MADV_PAGEOUT = 21
+MADV_POPULATE_WRITE = 23
+
+
+def madvise(address: int, length: int, advice: int) -> int:
+    """Tell the kernel what to do with a range of memory; returns 0 or the error's number. Any thread.
+
+    Tries again where the kernel asks for it (EAGAIN, EINTR). Source: madvise(2).
+    """
+    call = _libc().madvise
+    while call(address, length, advice):
+        number = ctypes.get_errno()
+        if number not in {errno.EAGAIN, errno.EINTR}:
+            return number
+    return 0
+
+
+def userfaultfd(number: int, flags: int) -> int:
+    """Open a descriptor of that kind; returns it. Raises OSError.
+
+    The C library has no wrapper for the call. Source: userfaultfd(2).
+    """
+    descriptor: int = _libc().syscall(number, flags)
+    if descriptor < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return descriptor
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    libc.madvise.restype = ctypes.c_int
+    libc.syscall.argtypes = (ctypes.c_long, ctypes.c_int)
+    libc.syscall.restype = ctypes.c_long
+    return libc
