@@ -10,7 +10,7 @@ How to change one without breaking old streams, best first: add a subsection wit
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any
 
 import attrs
 
@@ -20,13 +20,19 @@ from whimbrel.vmstate.rules import checked
 
 __all__ = ["VMStateDescription"]
 
-T = TypeVar("T")
+
+def _fields(value: Iterable[Field]) -> tuple[Field, ...]:
+    return tuple(_listed(value))
 
 
-def _members(value: Iterable[T]) -> tuple[T, ...]:
+def _descriptions(value: Iterable[VMStateDescription]) -> tuple[VMStateDescription, ...]:
+    return tuple(_listed(value))
+
+
+def _listed(value: Iterable[Any]) -> Iterable[Any]:
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
         raise ConfigError(f"expected a list in a description, got {value!r}", hint="give a list of them")
-    return tuple(value)
+    return value
 
 
 @attrs.frozen(eq=False)
@@ -47,8 +53,8 @@ class VMStateDescription:
     minimum_version_id: int = attrs.field(
         kw_only=True, default=attrs.Factory(lambda self: self.version_id, takes_self=True)
     )
-    fields: tuple[Field, ...] = attrs.field(kw_only=True, converter=_members)
-    subsections: tuple[VMStateDescription, ...] = attrs.field(kw_only=True, default=(), converter=_members)
+    fields: tuple[Field, ...] = attrs.field(kw_only=True, converter=_fields)
+    subsections: tuple[VMStateDescription, ...] = attrs.field(kw_only=True, default=(), converter=_descriptions)
     needed: Callable[[Any], bool] | None = attrs.field(kw_only=True, default=None)
     pre_save: Callable[[Any], object] | None = attrs.field(kw_only=True, default=None)
     post_load: Callable[[Any, int], object] | None = attrs.field(kw_only=True, default=None)

@@ -1,0 +1,63 @@
+# `make demo` and `make test` need nothing prepared: a Python 3.11 or newer and, on Debian, its venv package, which is
+# installed if you are root. Everything else goes into .venv.
+#
+# The tests and the demo run the built wheel, never the tree: what is not packaged is not tested.
+
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+SOURCES := $(shell find core plugins/*/whimbrel_* examples -name '*.py' -not -path '*/__pycache__/*') pyproject.toml README.md LICENSE
+
+.PHONY: help demo test test-long lint types docs bench develop clean
+
+help: ## what there is
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+demo: $(VENV)/wheel ## move 512 MiB under constant writes from one process to another, and compare every byte
+	$(VENV)/bin/whimbrel demo $(ARGS)
+
+test: $(VENV)/wheel ## all tests but the long ones, on the wheel (under 5 minutes)
+	$(PYTHON) -m pytest -m "not long" $(ARGS)
+
+test-long: $(VENV)/wheel ## the long ones
+	$(PYTHON) -m pytest -m "long" $(ARGS)
+
+lint: $(VENV)/tools ## ruff and the direction of imports
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	PYTHONPATH=$(subst $() ,:,$(strip $(IMPORT_PATHS))) $(VENV)/bin/lint-imports --no-cache
+
+types: $(VENV)/tools ## mypy --strict
+	$(VENV)/bin/mypy
+
+docs: $(VENV)/wheel ## write the generated pages anew: settings, states, errors
+	$(PYTHON) docs/generate.py
+
+bench: $(VENV)/wheel ## the stated figures, as ratios to limits measured in the same run
+	$(PYTHON) benchmarks/bench.py $(ARGS)
+
+develop: $(VENV)/tools ## an editable install instead of the wheel, for working on whimbrel
+	$(VENV)/bin/pip install --quiet --no-build-isolation --editable .
+	rm -f $(VENV)/wheel
+
+clean: ## remove everything that make has made
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+IMPORT_PATHS := core plugins/transports plugins/savevm plugins/codecs plugins/notifiers examples
+
+$(VENV)/bin/python:
+	tools/make-venv $(VENV)
+
+$(VENV)/tools: $(VENV)/bin/python pyproject.toml tools/requirements.py
+	$(PYTHON) tools/requirements.py > $(VENV)/requirements.txt
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --requirement $(VENV)/requirements.txt
+	@touch $@
+
+$(VENV)/wheel: $(VENV)/tools $(SOURCES)
+	rm -rf dist
+	$(VENV)/bin/pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps --wheel-dir dist .
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall dist/whimbrel-*.whl
+	@touch $@
