@@ -2,11 +2,13 @@
 
 Each window of a fixed grid grants `limit / 10` bytes. What a slice sends beyond its grant is owed to the next
 windows, and a window that begins late counts from where the grid says, so the rate holds however coarse the writes
-and the timer are. The limit is read anew for each window, which is how it can be changed while a migration runs.
+and the timer are. What a window does not send is lost: after a pause there is one window's grant and no more. The
+limit is read anew for each window, which is how it can be changed while a migration runs.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Final
@@ -33,8 +35,9 @@ class Pacer:
     wait: Callable[[float], bool]
     cancelled: Callable[[], bool]
     clock: Callable[[], float] = time.monotonic
-    _window: float = attrs.field(default=float("-inf"), init=False)  # when the current window began
-    _grant: int = attrs.field(default=0, init=False)  # bytes that may be sent until it ends
+    _window: float = attrs.field(default=-math.inf, init=False)  # when the current window began
+    # Bytes that may be sent until it ends; owed where negative. A fraction counts, or a limit below 10 would not hold.
+    _grant: float = attrs.field(default=0.0, init=False)
     _accounted: int = attrs.field(default=0, init=False)  # of `sent`, what has been taken off the grant
 
     def next_slice(self) -> PacedSlice:
@@ -49,7 +52,7 @@ class Pacer:
 
     def bytes_left(self) -> int:
         """What is left of the window's grant, now."""
-        return self._grant - (self.sent() - self._accounted)
+        return math.ceil(self._grant - (self.sent() - self._accounted))
 
     def _settle(self) -> None:
         now, sent, limit = self.clock(), self.sent(), self.limit()
@@ -58,13 +61,17 @@ class Pacer:
         if limit == 0:
             self._window, self._grant = now, UNLIMITED
             return
-        share = max(1, int(limit * WINDOW))
+        share = limit * WINDOW
         self._grant = min(self._grant, share)  # the limit may have been lifted or lowered meanwhile
-        if now - self._window > 2 * WINDOW:
+        if now < self._window + WINDOW:
+            return
+        begun = max(1, int(min((now - self._window) / WINDOW, 1 << 30)))  # windows, with this one
+        left = self._grant + (begun - 1) * share
+        if begun > 1 and left >= 0:
             # After a pause (a sync, the start) the grid begins anew: what was not sent then is not caught up.
-            self._window, self._grant = now, min(self._grant, 0) + share
-        elif now - self._window >= WINDOW:
-            self._window, self._grant = self._window + WINDOW, min(self._grant, 0) + share
+            self._window, self._grant = now, share
+        else:
+            self._window, self._grant = self._window + begun * WINDOW, min(left, 0.0) + share
 
 
 @attrs.frozen

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final, TypeVar
 
 from whimbrel.abc import Channel, Parser, Peek
-from whimbrel.errors import ChannelLost, Place
+from whimbrel.errors import ChannelLost, MigrationError, Place
 
 T = TypeVar("T")
 
@@ -35,8 +35,8 @@ class Reader:
     def parse(self, parser: Parser[T]) -> T:
         """Run `parser` on the stream and return its value.
 
-        Raises ChannelLost at an early end, ChannelError, and what the parser raises; each with the stream's offset
-        where the parser's last request began.
+        Raises ChannelLost at an early end, with the offset of that end, and what the parser raises, with the offset
+        where its last request began.
         """
         at = self.offset
         try:
@@ -50,19 +50,22 @@ class Reader:
         except StopIteration as done:
             value: T = done.value
             return value
-        except Exception as exc:
-            if hasattr(exc, "at"):
-                raise exc.at(Place(offset=at)) from exc.__cause__
-            raise
+        except MigrationError as exc:
+            raise exc.at(Place(offset=at)) from exc.__cause__
 
     def window(self, minimum: int) -> memoryview:
-        """At least `minimum` bytes ahead and all that are buffered; valid until the next call. Consumes nothing."""
+        """At least `minimum` bytes ahead and all that are buffered; valid until the next call. Consumes nothing.
+
+        Raises ChannelLost at an early end, and ValueError for more than the buffer's capacity.
+        """
         if self._end - self._start < minimum:
             self._fill(minimum)
         return self._buffer[self._start : self._end]
 
     def advance(self, count: int) -> None:
-        """Consume `count` bytes of the last window."""
+        """Consume `count` bytes of the last window. Raises ValueError for more than there are."""
+        if not 0 <= count <= self._end - self._start:
+            raise ValueError(f"{count} bytes cannot be consumed of a window of {self._end - self._start}")
         self._start += count
 
     def _take(self, size: int) -> memoryview:
@@ -85,6 +88,8 @@ class Reader:
         return data
 
     def _fill(self, minimum: int) -> None:
+        if minimum > len(self._buffer):
+            raise ValueError(f"a window of {minimum} bytes was asked for, and the buffer has {len(self._buffer)}")
         if self._start:
             left = self._end - self._start
             self._buffer[:left] = self._buffer[self._start : self._end]

@@ -1,7 +1,7 @@
 """Writes a stream to a channel: small pieces are gathered, large ones go straight through.
 
 A failed channel stays failed: every later write raises the same error, so that whoever notices first need not be
-whoever handles it.
+whoever handles it. Its place is where the piece begins that may not have gone whole.
 """
 
 from __future__ import annotations
@@ -28,13 +28,16 @@ class Writer:
 
     def write(self, data: Buffer) -> None:
         """Write `data` (any C-contiguous buffer); it may be overwritten on return. Raises ChannelError."""
-        view = memoryview(data).cast("B")
         if self._failure is not None:
             raise self._failure
+        view = memoryview(data)
+        if not view.nbytes:
+            return  # and some shapes of nothing cannot be cast
+        view = view.cast("B")
         if len(self._gathered) + len(view) > GATHER:
             self.flush()
         if len(view) > GATHER:
-            self._send(view)
+            self._send(view, self.offset)
         else:
             self._gathered += view
         self.offset += len(view)
@@ -45,11 +48,11 @@ class Writer:
             raise self._failure
         if self._gathered:
             gathered, self._gathered = self._gathered, bytearray()
-            self._send(memoryview(gathered))
+            self._send(memoryview(gathered), self.offset - len(gathered))
 
-    def _send(self, data: memoryview) -> None:
+    def _send(self, data: memoryview, offset: int) -> None:
         try:
             self._channel.send(data)
         except ChannelError as exc:
-            self._failure = exc.at(Place(offset=self.offset, peer=self._channel.peer))
+            self._failure = exc.at(Place(offset=offset, peer=self._channel.peer))
             raise

@@ -15,7 +15,11 @@ from whimbrel.wire.skeleton import Element
 def encode(devices: Sequence[Mapping[str, Any]], *, page_size: int) -> bytes:
     """The description with its type byte and length; one line of ASCII, devices in the order of their sections."""
     text = json.dumps({"page_size": page_size, "devices": list(devices)}, separators=(", ", ": ")).encode("ascii")
-    return bytes((Element.VMDESCRIPTION,)) + U32.pack(len(text)) + text
+    # Readers of files look for the JSON from the end: the first brace behind the last NUL. A length must not have one.
+    length = len(text)
+    while b"{" in U32.pack(length):
+        length += 1
+    return bytes((Element.VMDESCRIPTION,)) + U32.pack(length) + text.ljust(length)
 
 
 def parse_and_skip(limit: int) -> Parser[int]:

@@ -18,6 +18,8 @@ from whimbrel.wire import ram as wire
 from whimbrel_savevm._populate import Populator
 
 MINIMUM: Final = wire.WORD
+_DIFFERENCES: Final = 8  # in one message
+LISTED_MAX: Final = 1 << 56  # bytes; nothing is allocated for them, so a list may run on and be told apart by name
 
 
 class RamLoader:
@@ -58,8 +60,7 @@ class RamLoader:
     # --------------------------------------------------------------------------------------- block list
 
     def _load_block_list(self, reader: StreamReader) -> None:
-        total = sum(block.size for block in self._blocks.values())
-        theirs = reader.parse(wire.parse_block_list(total_limit=total, blocks_limit=self._limits.blocks))
+        theirs = reader.parse(wire.parse_block_list(total_limit=LISTED_MAX, blocks_limit=self._limits.blocks))
         ours = {name: block.size for name, block in self._blocks.items()}
         if theirs != ours:
             raise IncompatibleError(f"the source's RAM blocks are not this machine's: {_difference(theirs, ours)}")
@@ -67,7 +68,7 @@ class RamLoader:
     # ------------------------------------------------------------------------------------------ records
 
     def _load_records(self, reader: StreamReader, limit: int) -> None:
-        need = MINIMUM
+        need, left = MINIMUM, limit
         while True:
             run = wire.read_run(reader.window(need))
             if isinstance(run, int):
@@ -77,9 +78,9 @@ class RamLoader:
             if run.flag is wire.Flag.EOS:
                 reader.advance(run.size)
                 return
-            limit -= len(run.indices)
-            if limit < 0:
-                raise StreamError("the body has more page records than this machine has pages")
+            left -= len(run.indices)
+            if left < 0:
+                raise StreamError(f"the body has more page records than the {limit} that may come in it")
             self._apply(run)
             reader.advance(run.size)
 
@@ -88,7 +89,7 @@ class RamLoader:
         last = int(run.indices.max())
         if last >= block.pages:
             raise StreamError(
-                f"a page at offset {last * wire.PAGE_SIZE:#x} is outside of block {block.name!r} ({block.size:#x} bytes)"
+                f"a page at offset {last * wire.PAGE_SIZE:#x} is outside of block {block.name!r} of {block.size:#x} bytes"
             )
         written = self._written[block.name]
         if run.flag is wire.Flag.PAGE:
@@ -98,18 +99,17 @@ class RamLoader:
 
     def _block_of(self, run: wire.Run) -> RamBlock:
         if run.block is not None:
-            block = self._blocks.get(run.block)
-            if block is None:
+            self._block = self._blocks.get(run.block)
+            if self._block is None:
                 raise StreamError(f"a record names RAM block {run.block!r}, which this machine has not")
-            self._block = block
         if self._block is None:
             raise StreamError("the first record continues a block, but none was named yet")
         return self._block
 
     def _store_pages(self, block: RamBlock, run: wire.Run, written: BoolArray) -> None:
         where = _consecutive(run.indices)
-        if where is not None:
-            self._populator.ahead(block, where.stop)
+        if where is not None and not written[where.stop - 1]:
+            self._populator.arrived(block, where.start, where.stop)
         pages = block.view.reshape(-1, wire.PAGE_SIZE)
         pages[run.indices if where is None else where] = run.payload
         written[run.indices if where is None else where] = True
@@ -117,13 +117,12 @@ class RamLoader:
 
 def _store_fill(block: RamBlock, run: wire.Run, written: BoolArray) -> None:
     pages = block.view.reshape(-1, wire.PAGE_SIZE)
-    zero = run.payload == 0
-    if not zero.all():
+    if run.payload.any():
         # QEMU sends none but zeros and takes any.
-        filled = run.indices[~zero]
-        pages[filled] = run.payload[~zero, np.newaxis]
-        written[filled] = True
-    stale = run.indices[zero & written[run.indices]]
+        pages[run.indices] = run.payload[:, np.newaxis]
+        written[run.indices] = True
+        return
+    stale = run.indices[written[run.indices]]
     if len(stale):
         pages[stale] = 0
 
@@ -144,4 +143,5 @@ def _difference(theirs: Mapping[str, int], ours: Mapping[str, int]) -> str:
         for name in theirs.keys() & ours.keys()
         if theirs[name] != ours[name]
     ]
-    return "; ".join(sorted(parts)) or "they are in another order"
+    more = f"; and {len(parts) - _DIFFERENCES} more" if len(parts) > _DIFFERENCES else ""
+    return "; ".join(sorted(parts)[:_DIFFERENCES]) + more
