@@ -99,13 +99,16 @@ class BareMachine:
     def start(self) -> None:
         """Run the machine: power it on if it is fresh, or let it go on. Already running is fine.
 
-        Raises StateError where it may not run: while it waits for another machine, and after it was let go of.
+        Raises StateError where it may not run: while it waits for another machine, while it is handed over (only
+        `thaw` leads back from there), and after it was let go of.
         """
         with self.lock:
             if self._run_state is RunState.RUNNING:
                 return
             if self._run_state is RunState.INMIGRATE:
                 raise StateError("the machine is waiting for an incoming migration and cannot be started")
+            if self._run_state is RunState.FINISH_MIGRATE:
+                raise StateError("Migration is not finalized yet")
             if self._run_state is RunState.POSTMIGRATE:
                 raise StateError(
                     "the machine was handed over and never runs here again by itself",
