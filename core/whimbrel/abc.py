@@ -410,8 +410,16 @@ class DirtyTracker(ABC):
     def collect(self, region: MemoryRegion, dirty: BoolArray) -> int:
         """Set `dirty[i]` (shape (pages,)) for each page i written since the last collect, and arm it again.
 
-        Marks already set stay set. Returns how many were newly set.
+        Marks already set stay set. Returns how many were newly set. Raises TrackerUnavailable if that cannot be told
+        any more; writes may be lost then, and the migration must end.
         """
+
+    def untouched(self, region: MemoryRegion) -> BoolArray | None:  # noqa: ARG002 - not every tracker can tell
+        """The pages that were certainly zero when tracking began, shape (pages,); None if that is not known.
+
+        Such a page is zero as long as no collect has reported it, and need not be read to be sent.
+        """
+        return None
 
     def pages(self, region: MemoryRegion) -> ByteArray:
         """The bytes to send from, shape (size,): the memory itself, or the tracker's own copy of it."""

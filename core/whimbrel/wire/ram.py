@@ -100,16 +100,15 @@ def _words(pages: IndexArray, flags: int) -> ByteArray:
 
 
 class RecordStage:
-    """A staging buffer for runs of up to `capacity` records; one thread, reused from run to run.
+    """Staging buffers for runs of up to `pages` or `zeros` records; one thread, reused from run to run.
 
     Both methods return the bytes to write, valid until the next call. `block` names the block in the first record;
     None continues the block of the record before.
     """
 
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self._pages = np.empty((capacity, PAGE_STRIDE), np.uint8)
-        self._zeros = np.zeros((capacity, ZERO_STRIDE), np.uint8)
+    def __init__(self, *, pages: int, zeros: int) -> None:
+        self._pages = np.empty((pages, PAGE_STRIDE), np.uint8)
+        self._zeros = np.zeros((zeros, ZERO_STRIDE), np.uint8)
 
     def pages(self, memory: ByteArray, indices: IndexArray, block: str | None) -> tuple[bytes, memoryview]:
         """PAGE records of `memory` (shape (size,)) at page `indices` (ascending): a head and the rest.

@@ -16,7 +16,8 @@ from whimbrel.machine import RamBlock
 from whimbrel.machine.bitmap import DirtyBitmap
 from whimbrel.wire import ram as wire
 
-BATCH: Final = 256  # pages: a stage of 1 MiB stays in the second-level cache
+BATCH: Final = 2048  # pages taken and tested at once: enough to hide what a batch costs by itself
+STAGE: Final = 256  # pages copied and sent at once: a stage of 1 MiB stays in the second-level cache
 
 _WORDS: Final = wire.PAGE_SIZE // 8
 
@@ -25,33 +26,31 @@ class RamSaver:
     """Saves some blocks; one use, on the migration thread. `tracker` is its own."""
 
     def __init__(self, blocks: list[RamBlock], tracker: DirtyTracker, progress: Progress) -> None:
-        self._blocks, self._tracker, self._progress = blocks, tracker, progress
-        self._bitmaps = [DirtyBitmap(block.pages) for block in blocks]
-        self._stage = wire.RecordStage(BATCH)
+        self._tracker, self._progress = tracker, progress
+        self._blocks = [_TrackedBlock(block) for block in blocks]
+        self._stage = wire.RecordStage(pages=STAGE, zeros=BATCH)
         self._turn = 0  # the block whose dirty pages are being sent
         self._named: str | None = None  # the block that the last record was in
 
     def start(self, out: StreamWriter) -> None:
         """Track from here on, mark everything dirty, and write the block list. Raises TrackerUnavailable."""
-        self._tracker.start(self._blocks)
-        for bitmap in self._bitmaps:
-            bitmap.set_all()
+        self._tracker.start([tracked.block for tracked in self._blocks])
+        for tracked in self._blocks:
+            tracked.begin(self._tracker)
         self._progress.remaining = self.pending()
-        out.write(wire.block_list([(block.name, block.size) for block in self._blocks]))
+        out.write(wire.block_list([(tracked.block.name, tracked.block.size) for tracked in self._blocks]))
         out.write(wire.EOS_RECORD)
 
     def sync(self) -> None:
-        """Mark dirty what was written since the last sync."""
-        new = sum(
-            bitmap.collect(self._tracker, block) for bitmap, block in zip(self._bitmaps, self._blocks, strict=True)
-        )
+        """Mark dirty what was written since the last sync. Raises TrackerUnavailable if that cannot be told."""
+        new = sum(tracked.collect(self._tracker) for tracked in self._blocks)
         self._progress.synced_dirty += new * wire.PAGE_SIZE
         self._progress.remaining = self.pending()
         self._turn = 0
 
     def pending(self) -> int:
         """Bytes marked dirty."""
-        return sum(bitmap.count for bitmap in self._bitmaps) * wire.PAGE_SIZE
+        return sum(tracked.dirty.count for tracked in self._blocks) * wire.PAGE_SIZE
 
     def part(self, out: StreamWriter, slice_: Slice) -> None:
         """Send dirty pages while the slice lasts and there are any."""
@@ -79,24 +78,25 @@ class RamSaver:
     def _send_batch(self, out: StreamWriter, limit: int) -> bool:
         """Send up to `limit` dirty pages of one block; False if there are none anywhere."""
         while self._turn < len(self._blocks):
-            bitmap, block = self._bitmaps[self._turn], self._blocks[self._turn]
-            if bitmap.count:
-                indices = bitmap.take(limit)
+            tracked = self._blocks[self._turn]
+            if tracked.dirty.count:
+                indices = tracked.dirty.take(limit)
                 if len(indices):
-                    self._send_pages(out, block, indices)
+                    self._send_pages(out, tracked, indices)
                     return True
             else:
                 self._turn += 1
         return False
 
-    def _send_pages(self, out: StreamWriter, block: RamBlock, indices: IndexArray) -> None:
+    def _send_pages(self, out: StreamWriter, tracked: _TrackedBlock, indices: IndexArray) -> None:
+        block = tracked.block
         memory = self._tracker.pages(block)
-        zero = zero_pages(memory, indices)
+        zero = tracked.zero_pages(memory, indices)
         zeros, normal = (indices[zero], indices[~zero]) if zero.any() else (indices[:0], indices)
         if len(zeros):
             self._write_run(out, self._stage.zeros(zeros, self._name_for(block)))
-        if len(normal):
-            self._write_run(out, self._stage.pages(memory, normal, self._name_for(block)))
+        for first in range(0, len(normal), STAGE):
+            self._write_run(out, self._stage.pages(memory, normal[first : first + STAGE], self._name_for(block)))
         self._progress.duplicate += len(zeros)
         self._progress.normal += len(normal)
 
@@ -113,13 +113,46 @@ class RamSaver:
         return block.name
 
 
+class _TrackedBlock:
+    """A block with its dirty pages and those that are known to be zero without a look."""
+
+    def __init__(self, block: RamBlock) -> None:
+        self.block = block
+        self.dirty = DirtyBitmap(block.pages)
+        self._untouched: BoolArray | None = None
+
+    def begin(self, tracker: DirtyTracker) -> None:
+        """Everything is dirty; `tracker` has just been started."""
+        self._untouched = tracker.untouched(self.block)
+        self.dirty.set_all()
+
+    def collect(self, tracker: DirtyTracker) -> int:
+        """Mark dirty what `tracker` saw written; returns how many pages are new."""
+        if self._untouched is None:
+            return self.dirty.collect(tracker, self.block)
+        written = np.zeros(self.block.pages, np.bool_)
+        tracker.collect(self.block, written)
+        self._untouched &= ~written
+        return self.dirty.or_pages(written)
+
+    def zero_pages(self, memory: ByteArray, indices: IndexArray) -> BoolArray:
+        """Which of the pages at `indices` are zero. One that was written meanwhile is dirty again, and comes again."""
+        if self._untouched is None:
+            return zero_pages(memory, indices)
+        zero = self._untouched[indices]
+        if not zero.all():
+            zero[~zero] = zero_pages(memory, indices[~zero])
+        return zero
+
+
 def zero_pages(memory: ByteArray, indices: IndexArray) -> BoolArray:
     """Which of the pages at `indices` (ascending, shape (n,)) of `memory` (shape (size,)) are all zero, shape (n,).
 
     Most pages that are not zero show it in their first word, so only the others are read whole.
     """
     words: npt.NDArray[np.uint64] = memory.view(np.uint64).reshape(-1, _WORDS)
-    maybe: BoolArray = words[indices, 0] == 0
+    run = wire.as_slice(indices)
+    maybe: BoolArray = words[indices if run is None else run, 0] == 0
     candidates = indices[maybe]
     if len(candidates) == 0:
         return maybe
