@@ -187,7 +187,7 @@ def read_run(window: memoryview) -> Run | int:
 
 def _record_flag(word: int) -> Flag:
     flags = word & FLAGS_MASK
-    kind = flags & ~Flag.CONTINUE
+    kind = flags & ~int(Flag.CONTINUE)  # as numbers: the complement of a Flag has none of the bits without a name
     if kind in (Flag.PAGE, Flag.ZERO):
         return Flag(kind)
     if kind in (Flag.XBZRLE, Flag.COMPRESS_PAGE, Flag.HOOK, Flag.MULTIFD_FLUSH):

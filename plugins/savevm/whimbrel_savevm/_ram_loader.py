@@ -89,7 +89,7 @@ class RamLoader:
         last = int(run.indices.max())
         if last >= block.pages:
             raise StreamError(
-                f"a page at offset {last * wire.PAGE_SIZE:#x} is outside of block {block.name!r} of {block.size:#x} bytes"
+                f"a page at {last * wire.PAGE_SIZE:#x} is outside of block {block.name!r} of {block.size:#x} bytes"
             )
         written = self._written[block.name]
         if run.flag is wire.Flag.PAGE:
