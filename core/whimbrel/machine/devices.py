@@ -29,7 +29,8 @@ class Devices:
 
     def add(self, name: str, obj: object, description: VMStateDescription, instance_id: int = 0) -> Device:
         """Add a device. Raises ConfigError if the name is taken or `obj` does not fit `description`, StateError while
-        the machine migrates; nothing is added then."""  # fmt: skip
+        the machine migrates; nothing is added then.
+        """  # fmt: skip
         self._check_may_change()
         if not (name.isascii() and name.isprintable() and 1 <= len(name) <= 255):
             raise ConfigError(f"a device's name has 1 to 255 printable ASCII characters, got {name!r}")

@@ -14,7 +14,7 @@ from typing import Self
 from uuid import UUID
 
 from whimbrel.abc import DirtyTracker, DirtyTrackerSpec, Guest
-from whimbrel.errors import ConfigError, GuestError, StateError
+from whimbrel.errors import ConfigError, GuestError, StateError, WhimbrelError
 from whimbrel.events import GuestStarted, GuestStopped, RunStateChanged
 from whimbrel.machine.blockers import Blockers
 from whimbrel.machine.devices import Devices
@@ -123,7 +123,7 @@ class BareMachine:
         with self.lock:
             if self._run_state is RunState.RUNNING:
                 self._stop_guest()
-                self._move(RunState.PAUSED)
+                self._move(RunState.PAUSED if self._guest.failure is None else RunState.INTERNAL_ERROR)
             elif self._run_state is RunState.PRELAUNCH:
                 self._move(RunState.PAUSED)
 
@@ -180,17 +180,17 @@ class BareMachine:
         """
         with self.lock:
             before = self._run_state
-            check_move(before, RunState.FINISH_MIGRATE)
             if before is RunState.RUNNING:
                 self._stop_guest()
                 if self._guest.failure is not None:
                     self._move(RunState.INTERNAL_ERROR)
-                    raise GuestError(f"the guest failed: {self._guest.failure!r}") from self._guest.failure
+            if self._run_state is RunState.INTERNAL_ERROR:
+                raise GuestError(f"the guest failed: {self._guest.failure!r}") from self._guest.failure
             self._move(RunState.FINISH_MIGRATE)
             return before
 
     def thaw(self, to: RunState) -> None:
-        """Go on as before `freeze`: the machine is still ours."""
+        """Go on as before `freeze`: the machine is still ours. Raises as `resume` does."""
         self.resume(to)
 
     def let_go(self) -> None:
@@ -199,22 +199,39 @@ class BareMachine:
             self._move(RunState.POSTMIGRATE)
 
     def resume(self, to: RunState) -> None:
-        """Become `to` (running or paused); the guest is started for running. Never powers on."""
+        """Become `to` (running or paused); the guest is started for running. Never powers on.
+
+        Raises whatever is wrong with a guest that does not start, as GuestError unless it is an error of ours. The
+        machine is paused then, and `start` may be tried again.
+        """
         with self.lock:
             check_move(self._run_state, to)
             if to is RunState.RUNNING:
-                self._guest.start()
+                self._start_guest()
             self._set(to)
             if to is RunState.RUNNING:
                 self.notifiers.emit(GuestStarted())
 
     def arrive(self, to: RunState) -> None:
-        """Become what the source was (running or paused), with everything loaded: inmigrate ends."""
+        """Become what the source was (running or paused), with everything loaded: inmigrate ends.
+
+        Raises as `resume` does.
+        """
         with self.lock:
             self._powered = True
             self.resume(to)
 
     # ---------------------------------------------------------------------------------------- internals
+
+    def _start_guest(self) -> None:
+        try:
+            self._guest.start()
+        except Exception as exc:
+            if self._run_state is not RunState.PAUSED:
+                self._move(RunState.PAUSED)
+            if isinstance(exc, WhimbrelError):
+                raise
+            raise GuestError(f"the guest failed to start: {exc!r}") from exc
 
     def _stop_guest(self) -> None:
         self._guest.stop()

@@ -94,7 +94,7 @@ class Notices:
     def _tell(self, notifier: Notifier, event: Event) -> None:
         try:
             notifier(event)
-        except Exception as exc:  # noqa: BLE001 - a notifier of anybody's must not harm the machine
+        except BaseException as exc:  # noqa: BLE001 - a notifier of anybody's must not harm the machine, nor end this thread
             name = getattr(notifier, "__qualname__", repr(notifier))
             _log.exception("notifier %s failed at %s and is told no more", name, type(event).__name__)
             self.failures.append(f"{name}: {exc}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from whimbrel.abc import Channel, Listener, Patience
@@ -31,9 +32,11 @@ from whimbrel.migration.announce import Announcer
 from whimbrel.migration.globalstate import GlobalStateHandler
 from whimbrel.migration.handover import DestinationOwnership, destination_handover
 from whimbrel.migration.loader import StreamLoader
+from whimbrel.migration.quietly import quietly
 from whimbrel.migration.savevm import Registry
 from whimbrel.migration.statistics import MigrationInfo
 from whimbrel.migration.status import DESTINATION_MOVES, MigrationStatus, StatusMachine
+from whimbrel.plugins import PluginManager
 from whimbrel.stream import Reader, Writer
 from whimbrel.wire.return_path import Message, Shut, encode
 
@@ -52,12 +55,15 @@ class IncomingMigration:
     was, even without proof (a transport without a way back); False not at all.
     """
 
-    def __init__(self, machine: BareMachine, listener: Listener, register: Registration, *, start: bool | None) -> None:
-        self._machine, self._listener, self._register, self._start = machine, listener, register, start
+    def __init__(self, machine: BareMachine, plugins: PluginManager, listener: Listener, register: Registration, *,
+                 start: bool | None) -> None:  # fmt: skip
+        self._machine, self._plugins, self._listener = machine, plugins, listener
+        self._register, self._start = register, start
         self._status = StatusMachine(DESTINATION_MOVES, self._status_moved)
         self._ownership = destination_handover()
         self._patience = Patience(FOR_EVER)
-        self._deciding = threading.Lock()
+        self._deciding = threading.Lock()  # a cancel, the proof, the end and an operator's word exclude each other
+        self._settled = False
         self._channel: Channel | None = None
         self._loader: StreamLoader | None = None
         self._global_state: GlobalStateHandler | None = None
@@ -96,7 +102,8 @@ class IncomingMigration:
             error="" if self._error is None else str(self._error),
             error_code="" if self._error is None else self._error.code,
             ownership=str(self._ownership.now),
-            failed_notifiers=tuple(self._machine.notifiers.failures),
+            failed_notifiers=tuple(self._machine.notifiers.failures)
+            + tuple(f"{failure.plugin}: {failure.error}" for failure in self._plugins.failures),
         )
 
     def start(self) -> None:
@@ -121,7 +128,7 @@ class IncomingMigration:
     def cancel(self) -> bool:
         """Stop waiting or loading. False if it is too late: prepared, or ended. Returns at once."""
         with self._deciding:
-            if self._ownership.now is not DestinationOwnership.LOADING:
+            if self._settled or self._ownership.now is not DestinationOwnership.LOADING:
                 return False
             if not self._status.try_move(MigrationStatus.CANCELLING):
                 return False
@@ -134,15 +141,17 @@ class IncomingMigration:
 
     def adopt(self) -> None:
         """An operator's word that the source does not run and never will: take the prepared machine and start it."""
-        self._expect_prepared()
-        self._take_over(None)
+        with self._deciding:
+            self._expect_prepared()
+            self._take_over(None)
 
     def discard(self) -> None:
         """An operator's word that the source has the machine: drop the prepared one; incoming may be tried again."""
-        self._expect_prepared()
-        self._ownership.move(DestinationOwnership.REFUSED)
-        assert self._loader is not None, "prepared without a loader"
-        self._loader.rollback()
+        with self._deciding:
+            self._expect_prepared()
+            self._ownership.move(DestinationOwnership.REFUSED)
+            assert self._loader is not None, "prepared without a loader"
+            self._loader.rollback()
 
     def close(self) -> None:
         """End everything that still runs for this migration: the wait, the load, the announcing."""
@@ -197,13 +206,12 @@ class IncomingMigration:
     def _load_header(self, loader: StreamLoader, channel: Channel) -> None:
         """A peer that connects and says nothing must not hold the place for ever."""
         seconds = self._machine.settings.limits.header_timeout
-        watchdog = threading.Timer(seconds, channel.close)
-        watchdog.daemon = True
-        watchdog.start()
+        late = threading.Event()
+        watchdog = _close_after(seconds, channel, late)
         try:
             loader.load_header()
         except ChannelError as exc:
-            if watchdog.finished.is_set() and not self._patience.cancelled.is_set():
+            if late.is_set() and not self._patience.cancelled.is_set():
                 raise StreamError(
                     f"the peer sent no stream header within {seconds:g} s",
                     hint="[limits] header-timeout says how long to wait",
@@ -258,8 +266,10 @@ class IncomingMigration:
     # --------------------------------------------------------------------------------------------- the end
 
     def _settle(self, error: WhimbrelError | None, registry: Registry | None) -> None:
-        self._listener.close()
-        cancelled = self._patience.cancelled.is_set()
+        with self._deciding:
+            self._settled = True
+            cancelled = self._patience.cancelled.is_set()
+        quietly(self._listener.close, "closing the listener")
         if cancelled:
             error = MigrationCancelled("the incoming migration was cancelled; the machine is as before")
         elif error is not None:
@@ -270,8 +280,8 @@ class IncomingMigration:
             self._ownership.move(DestinationOwnership.REFUSED)
         if self._channel is not None:
             if error is not None and not cancelled and self._ownership.now is DestinationOwnership.REFUSED:
-                _refuse(self._channel)
-            self._channel.close()
+                quietly(partial(_refuse, self._channel), "the channel")
+            quietly(self._channel.close, "closing the channel")
         if registry is not None:
             registry.finish()
         self._error = error
@@ -326,9 +336,7 @@ def _refuse(channel: Channel) -> None:
     """Say SHUT 1 and listen on for a moment, so that the word is not lost in a reset."""
     if not channel.duplex:
         return
-    watchdog = threading.Timer(LINGER, channel.close)
-    watchdog.daemon = True
-    watchdog.start()
+    watchdog = _close_after(LINGER, channel, threading.Event())
     sink = memoryview(bytearray(1 << 16))
     try:
         channel.send(encode(Shut(1)))
@@ -339,3 +347,16 @@ def _refuse(channel: Channel) -> None:
         return
     finally:
         watchdog.cancel()
+
+
+def _close_after(seconds: float, channel: Channel, late: threading.Event) -> threading.Timer:
+    """Close `channel` after some time, unless the timer is cancelled before; `late` is set first."""
+
+    def close() -> None:
+        late.set()
+        channel.close()
+
+    watchdog = threading.Timer(seconds, close)
+    watchdog.name, watchdog.daemon = "whimbrel-watchdog", True
+    watchdog.start()
+    return watchdog

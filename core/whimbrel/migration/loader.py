@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TypeVar
 from uuid import UUID
 
 from whimbrel.abc import SectionKind
@@ -26,6 +26,9 @@ from whimbrel.wire.skeleton import Element
 _log = logging.getLogger("whimbrel")
 
 CONFIGURATION_SECTION: Final = "configuration"
+HEAD: Final = "head"  # where it says what comes next
+
+T = TypeVar("T")
 
 
 class StreamLoader:
@@ -62,9 +65,8 @@ class StreamLoader:
 
     def load(self) -> None:
         """Read from behind the header up to and including EOF. Raises ProtocolError or ChannelError."""
-        if self._reader.window(1)[0] == Element.CONFIGURATION:
-            self._at(CONFIGURATION_SECTION, self._load_configuration)
-        while (element := self._reader.parse(skeleton.parse_element())) is not Element.EOF:
+        self._at(CONFIGURATION_SECTION, self._load_configuration)
+        while (element := self._at(HEAD, self._next_element)) is not Element.EOF:
             if element is Element.COMMAND:
                 self._at("command", self._obey)
             else:
@@ -77,8 +79,7 @@ class StreamLoader:
 
     def rollback(self) -> None:
         """Put the machine back as it was before the stream."""
-        for entry in self._registry.entries:
-            entry.handler.rollback()
+        self._registry.rollback()
 
     # -------------------------------------------------------------------------------------------- sections
 
@@ -86,6 +87,8 @@ class StreamLoader:
         self._reader.parse(skeleton.parse_header())
 
     def _load_configuration(self) -> None:
+        if self._reader.window(1)[0] != Element.CONFIGURATION:
+            return
         self._reader.advance(1)
         config = self._reader.parse(skeleton.parse_configuration())
         if config.machine != self._machine.name:
@@ -104,10 +107,14 @@ class StreamLoader:
             raise IncompatibleError(f"the source has UUID {uuid}, this machine has {self._machine.uuid}")
 
     def _load_section(self, kind: SectionKind) -> None:
-        head = self._reader.parse(skeleton.parse_section_header(kind))
-        header = self._order.accept(kind, head)
-        place = f"{header.idstr!r} (id {header.section_id})"
-        self._at(place, lambda: self._load_body(kind, header))
+        header = self._at(HEAD, lambda: self._load_head(kind))
+        self._at(f"{header.idstr!r} (id {header.section_id})", lambda: self._load_body(kind, header))
+
+    def _next_element(self) -> Element:
+        return self._reader.parse(skeleton.parse_element())
+
+    def _load_head(self, kind: SectionKind) -> skeleton.SectionHeader:
+        return self._order.accept(kind, self._reader.parse(skeleton.parse_section_header(kind)))
 
     def _load_body(self, kind: SectionKind, header: skeleton.SectionHeader) -> None:
         if self.prepared:
@@ -181,8 +188,8 @@ class StreamLoader:
         self.prepared = True
         self._on_prepared()
 
-    def _at(self, section: str, action: Callable[[], object]) -> None:
+    def _at(self, section: str, action: Callable[[], T]) -> T:
         try:
-            action()
+            return action()
         except MigrationError as exc:
             raise exc.at(Place(section=section, offset=self._reader.offset)) from exc.__cause__

@@ -53,8 +53,12 @@ class Machine(BareMachine):
             self._refuse_a_second()
             destination = resolve(uri, self.plugins)
             registry, global_state = self._register()
-            refuse_if_impossible(self, self.plugins, destination, registry)
-            self.power_on()
+            try:
+                refuse_if_impossible(self, self.plugins, destination, registry)
+                self.power_on()
+            except BaseException:
+                registry.finish()
+                raise
             self._outgoing = OutgoingMigration(self, self.plugins, destination, registry, global_state)
             self._outgoing.start()
             return self._outgoing
@@ -78,7 +82,7 @@ class Machine(BareMachine):
             destination = resolve(uri, self.plugins)
             listener = destination.spec.create().listen(destination.address)
             self.expect_arrival()
-            self._incoming = IncomingMigration(self, listener, self._register, start=start)
+            self._incoming = IncomingMigration(self, self.plugins, listener, self._register, start=start)
             self._incoming.start()
             return self._incoming
 

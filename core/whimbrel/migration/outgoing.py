@@ -40,6 +40,7 @@ from whimbrel.migration.handover import (
     last_word_timeout,
     source_handover,
 )
+from whimbrel.migration.quietly import quietly
 from whimbrel.migration.return_path import ReturnPath
 from whimbrel.migration.savevm import Entry, Registry, write_full
 from whimbrel.migration.statistics import MigrationInfo, Statistics
@@ -320,6 +321,8 @@ class OutgoingMigration:
             if self._patience.cancelled.is_set():
                 raise MigrationCancelled("cancelled before the machine was let go of")
             if self._return_path is not None:
+                if self._return_path.failure is not None:
+                    raise self._return_path.failure
                 self._return_path.may_shut()
             self._ownership.move(SourceOwnership.RELEASED)
 
@@ -336,7 +339,7 @@ class OutgoingMigration:
             error = self._thaw(self._thaw_to) or error
         if self._channel is not None:
             error = self._best_reason(error)
-            self._channel.close()
+            quietly(self._channel.close, "closing the channel")
         if self._return_path is not None:
             self._return_path.join()
         self._registry.finish()
@@ -385,7 +388,7 @@ class OutgoingMigration:
         """The return path is broken: wake the migration thread wherever it is blocked."""
         self._proceed.set()
         if self._channel is not None:
-            self._channel.close()
+            quietly(self._channel.close, "closing the channel")
 
     def _ping(self, out: Writer, value: int) -> None:
         assert self._return_path is not None, "a PING needs a way back"

@@ -6,6 +6,7 @@ wait raises it.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 
@@ -13,6 +14,8 @@ from whimbrel.abc import Channel
 from whimbrel.errors import HandoverTimeout, MigrationError, PeerRefused, Place, StreamError
 from whimbrel.stream import Reader
 from whimbrel.wire.return_path import Pong, Shut, SwitchoverAck, parse_message
+
+_log = logging.getLogger("whimbrel")
 
 
 class ReturnPath:
@@ -87,11 +90,21 @@ class ReturnPath:
             while not self._shut:
                 self._hear(reader.parse(parse_message()))
         except MigrationError as exc:
-            failure = exc.at(Place(section="return path", peer=self._channel.peer))
-            with self._changed:
-                self._failure = failure
-                self._changed.notify_all()
-            self._on_failure()
+            self._fail(exc)
+        except Exception as exc:  # noqa: BLE001 - a transport's or our own bug must not leave the migration waiting
+            _log.exception("the return path failed unexpectedly")
+            failure = MigrationError(
+                f"unexpected {type(exc).__name__} on the return path: {exc}",
+                hint="this is a bug; the log has its place",
+            )
+            failure.__cause__ = exc
+            self._fail(failure)
+
+    def _fail(self, failure: MigrationError) -> None:
+        with self._changed:
+            self._failure = failure.at(Place(section="return path", peer=self._channel.peer))
+            self._changed.notify_all()
+        self._on_failure()
 
     def _hear(self, message: Pong | Shut | SwitchoverAck) -> None:
         with self._changed:

@@ -9,6 +9,7 @@ import attrs
 
 from whimbrel.abc import IterableHandler, SaveVMHandler, SectionKind
 from whimbrel.errors import ConfigError, MigrationError, Place
+from whimbrel.migration.quietly import quietly
 from whimbrel.stream import Writer
 from whimbrel.wire import skeleton
 
@@ -80,10 +81,15 @@ class Registry:
         for _, handler in self.iterable:
             handler.sync()
 
-    def finish(self) -> None:
-        """Let every handler release what belongs to this migration."""
+    def rollback(self) -> None:
+        """Let every handler put the machine back; one that fails does not keep the others from it."""
         for entry in self.entries:
-            entry.handler.finish()
+            quietly(entry.handler.rollback, f"the rollback of section {entry.handler.idstr!r}")
+
+    def finish(self) -> None:
+        """Let every handler release what belongs to this migration; one that fails does not keep the others from it."""
+        for entry in self.entries:
+            quietly(entry.handler.finish, f"the end of section {entry.handler.idstr!r}")
 
 
 def write_full(entry: Entry, out: Writer) -> Mapping[str, Any] | None:

@@ -263,22 +263,20 @@ class MemoryNetwork(Transport):
         """Free a name; called by its listener."""
         del self._listeners[name]
 
-    def plugin(self, transport: Transport | None = None) -> object:
-        """A plugin that offers this network under its scheme, to be registered with a PluginManager.
+    def spec(self) -> TransportSpec:
+        """The offer of this network under its scheme."""
+        return TransportSpec(
+            name=self.scheme, summary="a connection inside of this process", create=lambda: self, duplex=self.duplex
+        )
 
-        `transport` is offered instead: one that wraps this network.
-        """
-        return _MemoryPlugin(transport or self, self)
+    def plugin(self) -> object:
+        """A plugin with this offer, to be registered with a PluginManager."""
+        return _MemoryPlugin(self.spec())
 
 
 class _MemoryPlugin:
-    def __init__(self, transport: Transport, network: MemoryNetwork) -> None:
-        self._spec = TransportSpec(
-            name=network.scheme,
-            summary="a connection inside of this process",
-            create=lambda: transport,
-            duplex=network.duplex,
-        )
+    def __init__(self, spec: TransportSpec) -> None:
+        self._spec = spec
 
     @hookimpl
     def whimbrel_transports(self) -> Sequence[TransportSpec]:
