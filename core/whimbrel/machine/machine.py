@@ -134,10 +134,13 @@ class BareMachine:
                 return
             if self._run_state is RunState.RUNNING:
                 self._stop_guest()
-            self._guest.close()
             self._set(RunState.SHUTDOWN)
-        self.notifiers.drain(timeout=1.0)
-        self.ram.close()
+        try:
+            # Without the lock: a guest that has just failed waits for it on its own thread, to say so.
+            self._guest.close()
+        finally:
+            self.notifiers.drain(timeout=1.0)
+            self.ram.close()
 
     def reclaim(self) -> None:
         """An operator's word that no other copy of this machine runs or ever will: postmigrate becomes paused."""
