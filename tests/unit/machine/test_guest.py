@@ -83,18 +83,22 @@ def test_stop_waits_for_the_end_of_the_step(guest, steps):
 
 def test_no_step_runs_between_stop_and_start():
     stopped, caught, ran = [False], [], []
+    again = threading.Event()
 
     def step():
         before = stopped[0]
         ran.append(threading.get_ident())
+        again.set()
         if before or stopped[0]:
             caught.append(len(ran))
 
     guest = LoopGuest(step)
     guest.start()
     for _ in range(300):
+        assert again.wait(LONG)
         guest.stop()
         stopped[0] = True
+        again.clear()
         count = len(ran)
         threading.Event().wait(0.0001)  # others may run; whatever they do, no step
         assert len(ran) == count
@@ -102,7 +106,7 @@ def test_no_step_runs_between_stop_and_start():
         guest.start()
     guest.stop()
     guest.close()
-    assert len(ran) > 0
+    assert len(ran) >= 300
     assert len(set(ran)) == 1
     assert not caught
 
