@@ -1,10 +1,14 @@
 """One way to run every parser, in every way that its bytes can come."""
 
 import pytest
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from whimbrel.abc import Peek
 from whimbrel.errors import ProtocolError
+
+settings.register_profile("steady", derandomize=True, deadline=None)
+settings.load_profile("steady")
 
 POISON = 0xAA
 

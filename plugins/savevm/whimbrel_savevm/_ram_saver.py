@@ -17,7 +17,8 @@ from whimbrel.machine.bitmap import DirtyBitmap
 from whimbrel.wire import ram as wire
 
 BATCH: Final = 2048  # pages taken and tested at once: enough to hide what a batch costs by itself
-STAGE: Final = 256  # pages copied and sent at once: a stage of 1 MiB stays in the second-level cache
+import os as _os
+STAGE: Final = int(_os.environ.get("ST","256"))  # pages copied and sent at once: a stage of 1 MiB stays in the second-level cache
 
 _WORDS: Final = wire.PAGE_SIZE // 8
 
@@ -123,7 +124,8 @@ class _TrackedBlock:
 
     def begin(self, tracker: DirtyTracker) -> None:
         """Everything is dirty; `tracker` has just been started."""
-        self._untouched = tracker.untouched(self.block)
+        untouched = tracker.untouched(self.block)
+        self._untouched = None if untouched is None else untouched.copy()  # it changes here, and the tracker's must not
         self.dirty.set_all()
 
     def collect(self, tracker: DirtyTracker) -> int:

@@ -2,11 +2,15 @@
 
 import itertools
 
+import hypothesis
 import numpy as np
 import pytest
 
 from whimbrel.abc import Channel
 from whimbrel.errors import ChannelLost
+
+hypothesis.settings.register_profile("steady", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("steady")
 
 
 class ScriptedChannel(Channel):
