@@ -18,6 +18,7 @@ the last connection, as the source's end saw it, is in `recorded`; what each sid
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self, TypeAlias
@@ -40,6 +41,7 @@ Build: TypeAlias = Callable[..., Machine]
 """Makes a machine; called as `build(settings=settings, plugins=plugins)`, once for each side."""
 
 _LINK: Final = "pair-link"
+_DRAIN: Final = 20.0  # seconds
 
 
 class RecordingChannel(ChannelWrapper):
@@ -86,6 +88,7 @@ class Pair:
         self.recorded: RecordingChannel | None = None
         self.source_events: list[Event] = []
         self.destination_events: list[Event] = []
+        self._changed = threading.Condition()
         self._scheme = uri.partition(":")[0]
         self._build = build
         self._plugins = (self._link(duplex=duplex), *plugins)
@@ -96,6 +99,7 @@ class Pair:
 
     def migrate(self, *, start: bool | None = None) -> tuple[IncomingMigration, OutgoingMigration]:
         """Let the destination wait and the source set off; returns both migrations as they run."""
+        self.channel = self.recorded = None
         incoming = self.destination.incoming(self.uri, start=start)
         try:
             return incoming, self.source.migrate(incoming.uri)
@@ -110,11 +114,35 @@ class Pair:
         settle(incoming, timeout)
         return incoming, outgoing
 
+    def wait_stalled(self, timeout: float = 60.0) -> FaultyChannel:
+        """Wait until the next connection stands still where `faults` say; TimeoutError if it does not."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self.channel is not None, timeout) or self.channel is None:
+                raise TimeoutError("there is no connection")
+        if not self.channel.stalled.wait(timeout):
+            raise TimeoutError("the connection does not stand still")
+        return self.channel
+
     def new_destination(self) -> Machine:
         """Put the destination away and make a fresh one with the same settings."""
         self.destination.close()
-        self.destination_events.clear()
+        self.destination_events = []
         self.destination = self._make(self._destination_settings, self.destination_events)
+        return self.destination
+
+    def forget_events(self) -> None:
+        """Wait until all that has happened was told, and begin the records anew."""
+        for machine, events in ((self.source, self.source_events), (self.destination, self.destination_events)):
+            if not machine.notifiers.drain(_DRAIN):
+                raise TimeoutError(f"the events of {machine.name!r} were not delivered")
+            events.clear()
+
+    def move_on(self) -> Machine:
+        """Put the source away and let the destination take its place, with a fresh destination behind it."""
+        self.source.close()
+        self.source, self.source_events = self.destination, self.destination_events
+        self.destination_events = []
+        self.destination = self._make(self._destination_settings.copy(), self.destination_events)
         return self.destination
 
     def close(self) -> None:
@@ -147,9 +175,11 @@ class Pair:
         )
 
     def _connected(self, channel: Channel) -> Channel:
-        self.recorded = RecordingChannel(channel)
-        self.channel = FaultyChannel(self.recorded, self.faults)
-        return self.channel
+        with self._changed:
+            self.recorded = RecordingChannel(channel)
+            self.channel = FaultyChannel(self.recorded, self.faults)
+            self._changed.notify_all()
+            return self.channel
 
 
 class _LinkPlugin:

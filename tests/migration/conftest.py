@@ -1,0 +1,231 @@
+"""What the migration tests share: machines whose memory can be worked out, and a look at what is left behind."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from pathlib import Path
+
+import attrs
+import numpy as np
+import pytest
+
+from whimbrel import LoopGuest, Machine, Settings, vmstate
+from whimbrel.testing.pair import Pair
+
+PAGE = 4096
+LONG = 60.0  # seconds; only what hangs ever waits so long
+
+
+# ------------------------------------------------------------------------------------------------ what is left behind
+
+
+def _ours():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("whimbrel-")]
+
+
+def _descriptors():
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind():
+    """No thread of ours and no descriptor outlives a test. Threads that were told to end may take a moment."""
+    threads, descriptors = set(_ours()), _descriptors()
+    yield
+    for thread in set(_ours()) - threads:
+        thread.join(5)
+        assert not thread.is_alive(), f"{thread.name} is left behind"
+    assert _descriptors() <= descriptors, [path.readlink() for path in Path("/proc/self/fd").iterdir()]
+
+
+@pytest.fixture(autouse=True)
+def _quick_switching():
+    """A guest that never waits holds the interpreter for 5 ms a turn; with less, a handover of threads costs less."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(0.0005)
+    yield
+    sys.setswitchinterval(before)
+
+
+# ---------------------------------------------------------------------------------------------------------- machines
+
+
+@attrs.define
+class Counter:
+    """A device: how many steps were made."""
+
+    steps: int = 0
+
+
+COUNTER = vmstate.VMStateDescription("counter", 1, fields=[vmstate.uint64("steps")])
+
+
+@attrs.define
+class Dial:
+    """A second device, with values of several kinds."""
+
+    position: int = 0
+    name: bytes = bytes(8)
+    curve: np.ndarray = attrs.field(factory=lambda: np.zeros(5))
+
+
+def dial_description(post_load):
+    return vmstate.VMStateDescription(
+        "dial",
+        2,
+        fields=[
+            vmstate.int16("position", low=-100, high=100),
+            vmstate.buffer("name", size=8),
+            vmstate.float64("curve", length=5),
+        ],
+        post_load=post_load,
+    )
+
+
+class Churn:
+    """A guest that writes all the time, whose memory after n steps is a function of n alone.
+
+    So whoever stops it anywhere can work out what every byte must be (`expected`): the perfect copy.
+    """
+
+    def __init__(self, machine, blocks, *, work=1):
+        self.machine = machine
+        self.blocks = {name: machine.ram.add(name, pages * PAGE) for name, pages in blocks.items()}
+        self.counter = Counter()
+        self.dial = Dial()
+        self.work = work
+        self.on_load = lambda: None  # called when the dial was loaded; what it raises refuses the machine
+        self.announced = []
+        self.powered = 0
+        self.changed = threading.Condition()
+        machine.devices.add("counter", self.counter, COUNTER)
+        machine.devices.add("dial", self.dial, dial_description(lambda dial, version: self.on_load()))
+        machine.guest = LoopGuest(self.step, power_on=self.power_on, announce=lambda: self.announced.append(1))
+
+    def views(self):
+        return {name: block.view for name, block in self.blocks.items()}
+
+    def power_on(self):
+        self.powered += 1
+        fill(self.views())
+        self.dial.position, self.dial.name = -7, b"whimbrel"
+        self.dial.curve[:] = [1.5, -2.0, np.inf, 0.0, 1e-300]
+
+    def step(self):
+        views = self.views()
+        for _ in range(self.work):
+            turn(views, self.counter.steps, self.blocks)
+            self.counter.steps += 1
+        with self.changed:
+            self.changed.notify_all()
+
+    def wait_steps(self, more):
+        """Wait until the guest has made `more` further steps."""
+        with self.changed:
+            goal = self.counter.steps + more
+            assert self.changed.wait_for(lambda: self.counter.steps >= goal, LONG), "the guest does not run"
+
+    def expected(self):
+        """What memory must be after the steps that the counter tells."""
+        views = {name: np.zeros(block.size, np.uint8) for name, block in self.blocks.items()}
+        fill(views)
+        for number in range(self.counter.steps):
+            turn(views, number, None)
+        return views
+
+    def check(self):
+        """Compare every byte of a stopped machine with the perfect copy, and every device."""
+        assert self.machine.run_state != "running"
+        for name, expected in self.expected().items():
+            wrong = np.flatnonzero(self.blocks[name].view != expected)
+            assert not len(wrong), f"{len(wrong)} bytes of {name!r} are wrong, the first at {wrong[0]:#x}"
+        assert (self.dial.position, self.dial.name) == (-7, b"whimbrel")
+        assert self.dial.curve.tolist() == [1.5, -2.0, np.inf, 0.0, 1e-300]
+
+
+def fill(views):
+    """Every second page is random, the others are zero."""
+    dice = np.random.default_rng(7)
+    for view in views.values():
+        pages = view.reshape(-1, PAGE)
+        pages[::2] = dice.integers(0, 256, (len(pages[::2]), PAGE), np.uint8)
+
+
+def turn(views, number, blocks):
+    """Step `number`: write somewhere, and now and then make a page zero or fill a zero one."""
+    if not views:
+        return
+    names = list(views)
+    name = names[number % len(names)]
+    view = views[name]
+    pages = len(view) // PAGE
+    page = (number * 2654435761 >> 7) % pages
+    start = page * PAGE
+    match number % 11:
+        case 3:
+            view[start : start + PAGE] = 0
+            written = (start, PAGE)
+        case 5:
+            view[start : start + PAGE] = number % 251
+            written = (start, PAGE)
+        case _:
+            at = start + number * 40503 % (PAGE - 8)
+            view[at : at + 8] = np.frombuffer((number + 1).to_bytes(8, "little"), np.uint8)
+            written = (at, 8)
+    if blocks is not None:
+        blocks[name].mark_dirty(*written)  # for the tracker that lives by it
+
+
+class Churning:
+    """Builds machines with a Churn in them, for a Pair; the last one built on each side is at hand."""
+
+    def __init__(self, blocks, **more):
+        self.blocks, self.more = blocks, more
+        self.name = "churning"
+        self.uuid = None
+        self.built = []
+
+    def __call__(self, settings, plugins):
+        machine = Machine(self.name, settings=settings, plugins=plugins, uuid=self.uuid)
+        self.built.append(Churn(machine, self.blocks, **self.more))
+        return machine
+
+    @property
+    def source(self):
+        return self.built[0]
+
+    @property
+    def destination(self):
+        return self.built[-1]
+
+
+@pytest.fixture
+def churning():
+    """`churning({"a": pages, …})`: what a Pair builds its machines with."""
+    return Churning
+
+
+@pytest.fixture
+def make_pair():
+    """`make_pair(build, …)`: a Pair, closed after the test."""
+    made = []
+
+    def make(build, **more):
+        pair = Pair(build, **more)
+        made.append(pair)
+        return pair
+
+    yield make
+    for pair in made:
+        pair.close()
+
+
+@pytest.fixture
+def settings():
+    """Settings with the quickest tracker, no bandwidth limit and no announcing."""
+    settings = Settings()
+    settings.backends.dirty_tracker = "compare"
+    settings.parameters.max_bandwidth = 0
+    settings.parameters.announce_rounds = 1
+    return settings
