@@ -83,7 +83,7 @@ def test_pages_and_zeros_land_where_they_belong(bench, load):
     assert contents(machine, "b") == [0x21, 0]
 
 
-@pytest.mark.parametrize("numbers", [(5, 4, 3, 2), (1, 3, 2, 5), (0, 5), (2, 2, 2), (4, 0, 4, 1)])
+@pytest.mark.parametrize("numbers", [(5, 4, 3, 2), (1, 3, 2, 4), (0, 0, 0, 3), (0, 5), (2, 2, 2), (4, 0, 4, 1)])
 def test_pages_in_any_order_and_the_last_one_wins(bench, load, numbers):
     machine = bench.machine({"a": 6})
     body = page(0, full(1), "a") + b"".join(page(n, full(10 * at + n + 10)) for at, n in enumerate(numbers)) + EOS
