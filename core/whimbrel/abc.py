@@ -19,7 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
 from enum import Enum
 from threading import Event as Flag
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import attrs
 import numpy as np
@@ -38,6 +38,7 @@ __all__ = [
     "CodecSpec",
     "DirtyTracker",
     "DirtyTrackerSpec",
+    "GatheringChannel",
     "Guest",
     "IndexArray",
     "IterableHandler",
@@ -127,6 +128,18 @@ class Channel(ABC):
         """Release everything and wake whoever is blocked in this channel. Any thread; twice is fine."""
 
 
+@runtime_checkable
+class GatheringChannel(Protocol):
+    """A channel that can also send memory by address, many pieces at once; an ability, declared by having it."""
+
+    def send_gathered(self, vectors: npt.NDArray[np.uint64]) -> None:
+        """Send the pieces that `vectors` names (address and length in bytes, shape (n, 2), C order), in order.
+
+        The caller keeps the memory alive; what is written into it meanwhile may or may not be sent. `vectors` may be
+        changed. Threads, errors and the state after them are those of `Channel.send`.
+        """
+
+
 class Listener(ABC):
     """Waits for one or more peers to connect."""
 
@@ -207,8 +220,15 @@ class StreamWriter(Protocol):
     def offset(self) -> int:
         """Bytes written to the stream so far."""
 
+    @property
+    def gathers(self) -> bool:
+        """Whether `write_gathered` may be called."""
+
     def write(self, data: Buffer) -> None:
         """Write `data`; it may be overwritten on return. Raises ChannelError, and the same error ever after."""
+
+    def write_gathered(self, vectors: npt.NDArray[np.uint64]) -> None:
+        """Write memory by address, as `GatheringChannel.send_gathered` says. Raises as `write` does."""
 
 
 class Slice(Protocol):

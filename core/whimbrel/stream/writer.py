@@ -6,9 +6,14 @@ whoever handles it. Its place is where the piece begins that may not have gone w
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from whimbrel.abc import Channel
+import numpy as np
+import numpy.typing as npt
+
+from whimbrel.abc import Channel, GatheringChannel
 from whimbrel.errors import ChannelError, Place
 
 if TYPE_CHECKING:
@@ -22,9 +27,15 @@ class Writer:
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
+        self._send_vectors = channel.send_gathered if isinstance(channel, GatheringChannel) else None
         self._gathered = bytearray()
         self._failure: ChannelError | None = None
         self.offset = 0  # bytes written, gathered ones included
+
+    @property
+    def gathers(self) -> bool:
+        """Whether the channel can send memory by address."""
+        return self._send_vectors is not None
 
     def write(self, data: Buffer) -> None:
         """Write `data` (any C-contiguous buffer); it may be overwritten on return. Raises ChannelError."""
@@ -37,10 +48,18 @@ class Writer:
         if len(self._gathered) + len(view) > GATHER:
             self.flush()
         if len(view) > GATHER:
-            self._send(view, self.offset)
+            self._try(partial(self._channel.send, view), self.offset)
         else:
             self._gathered += view
         self.offset += len(view)
+
+    def write_gathered(self, vectors: npt.NDArray[np.uint64]) -> None:
+        """Write memory by address (`GatheringChannel.send_gathered`); for a channel that `gathers`."""
+        assert self._send_vectors is not None, "this channel does not gather"
+        size = int(vectors[:, 1].sum())
+        self.flush()
+        self._try(partial(self._send_vectors, vectors), self.offset)
+        self.offset += size
 
     def flush(self) -> None:
         """Send what is gathered. Raises ChannelError."""
@@ -48,11 +67,11 @@ class Writer:
             raise self._failure
         if self._gathered:
             gathered, self._gathered = self._gathered, bytearray()
-            self._send(memoryview(gathered), self.offset - len(gathered))
+            self._try(partial(self._channel.send, memoryview(gathered)), self.offset - len(gathered))
 
-    def _send(self, data: memoryview, offset: int) -> None:
+    def _try(self, send: Callable[[], None], offset: int) -> None:
         try:
-            self._channel.send(data)
+            send()
         except ChannelError as exc:
             self._failure = exc.at(Place(offset=offset, peer=self._channel.peer))
             raise

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from whimbrel.abc import Channel, Transport
+from whimbrel.abc import Channel, GatheringChannel, Transport
 from whimbrel.errors import ChannelClosed, ChannelError, ChannelLost, ConfigError, ConnectError, MigrationCancelled
 from whimbrel.testing._bench import Bench, Task, address_of, nothing_left, raises
 
@@ -130,6 +130,23 @@ def check_any_buffer_is_sent(bench: Bench) -> None:
             near.send(buffer)
         expected = b"".join(memoryview(buffer).tobytes() for buffer in buffers)
         assert bench.run(receive, far, len(expected)) == expected
+
+
+def check_memory_is_sent_by_address(bench: Bench) -> None:
+    """A channel that gathers sends thousands of pieces of odd sizes in order, and fails as a send does."""
+    near, far = bench.pair()
+    if not isinstance(near, GatheringChannel):
+        return  # declared by having the method; a channel without it is never asked
+    memory = np.frombuffer(random.Random(5).randbytes(_MEBIBYTE), np.uint8)
+    cuts = np.unique(np.r_[0, np.random.default_rng(5).integers(0, memory.size, 3000), memory.size])
+    vectors = np.stack([memory.ctypes.data + cuts[:-1], np.diff(cuts)], axis=1).astype(np.uint64)
+    receiving = bench.start(receive, far, memory.size)
+    near.send_gathered(vectors)
+    assert receiving.result() == memory.tobytes()
+    near.send_gathered(np.empty((0, 2), np.uint64))
+    near.end_writing()
+    with raises(ChannelClosed):
+        near.send_gathered(np.array([[memory.ctypes.data, 1]], np.uint64))
 
 
 def check_any_buffer_is_received_into(bench: Bench) -> None:

@@ -102,13 +102,16 @@ def _words(pages: IndexArray, flags: int) -> ByteArray:
 class RecordStage:
     """Staging buffers for runs of up to `pages` or `zeros` records; one thread, reused from run to run.
 
-    Both methods return the bytes to write, valid until the next call. `block` names the block in the first record;
-    None continues the block of the record before.
+    All methods return what to write, valid until the next call: a head, and the rest as bytes or by address.
+    `block` names the block in the first record; None continues the block of the record before.
     """
 
     def __init__(self, *, pages: int, zeros: int) -> None:
         self._pages = np.empty((pages, PAGE_STRIDE), np.uint8)
         self._zeros = np.zeros((zeros, ZERO_STRIDE), np.uint8)
+        self._heads = np.empty((pages, WORD), np.uint8)
+        self._head_addresses = self._heads.ctypes.data + np.arange(pages, dtype=np.uint64) * np.uint64(WORD)
+        self._vectors = np.empty((pages, 2, 2), np.uint64)  # (address, length) of a word, then of its page
 
     def pages(self, memory: ByteArray, indices: IndexArray, block: str | None) -> tuple[bytes, memoryview]:
         """PAGE records of `memory` (shape (size,)) at page `indices` (ascending): a head and the rest.
@@ -120,6 +123,25 @@ class RecordStage:
         stage[:, :WORD] = _words(indices, Flag.PAGE | Flag.CONTINUE)
         stage[:, WORD:] = memory.reshape(-1, PAGE_SIZE)[indices if run is None else run]
         return self._with_name(stage, int(indices[0]), Flag.PAGE, block)
+
+    def gathered(
+        self, memory: ByteArray, indices: IndexArray, block: str | None
+    ) -> tuple[bytes, npt.NDArray[np.uint64]]:
+        """PAGE records like `pages`, but by address (`GatheringChannel`): the pages are not copied here.
+
+        What a guest writes meanwhile is either sent or marked dirty, as with a copy; a page may be sent half written,
+        and is sent again then.
+        """
+        count = len(indices)
+        self._heads[:count] = _words(indices, Flag.PAGE | Flag.CONTINUE)
+        self._vectors[:count, 0, 0] = self._head_addresses[:count]
+        self._vectors[:count, 0, 1] = WORD
+        self._vectors[:count, 1, 0] = indices.astype(np.uint64) * np.uint64(PAGE_SIZE) + np.uint64(memory.ctypes.data)
+        self._vectors[:count, 1, 1] = PAGE_SIZE
+        vectors = self._vectors[:count].reshape(-1, 2)
+        if block is None:
+            return b"", vectors
+        return U64.pack(int(indices[0]) * PAGE_SIZE | Flag.PAGE) + str8(block), vectors[1:]
 
     def zeros(self, indices: IndexArray, block: str | None) -> tuple[bytes, memoryview]:
         """ZERO records for page `indices`: a head and the rest."""

@@ -17,8 +17,7 @@ from whimbrel.machine.bitmap import DirtyBitmap
 from whimbrel.wire import ram as wire
 
 BATCH: Final = 2048  # pages taken and tested at once: enough to hide what a batch costs by itself
-import os as _os
-STAGE: Final = int(_os.environ.get("ST","256"))  # pages copied and sent at once: a stage of 1 MiB stays in the second-level cache
+STAGE: Final = 256  # pages copied and sent at once: a stage of 1 MiB stays in the second-level cache
 
 _WORDS: Final = wire.PAGE_SIZE // 8
 
@@ -97,9 +96,18 @@ class RamSaver:
         if len(zeros):
             self._write_run(out, self._stage.zeros(zeros, self._name_for(block)))
         for first in range(0, len(normal), STAGE):
-            self._write_run(out, self._stage.pages(memory, normal[first : first + STAGE], self._name_for(block)))
+            self._write_pages(out, memory, normal[first : first + STAGE], self._name_for(block))
         self._progress.duplicate += len(zeros)
         self._progress.normal += len(normal)
+
+    def _write_pages(self, out: StreamWriter, memory: ByteArray, indices: IndexArray, name: str | None) -> None:
+        if not out.gathers:
+            self._write_run(out, self._stage.pages(memory, indices, name))
+            return
+        head, vectors = self._stage.gathered(memory, indices, name)
+        if head:
+            out.write(head)
+        out.write_gathered(vectors)
 
     def _write_run(self, out: StreamWriter, run: tuple[bytes, memoryview]) -> None:
         head, rest = run

@@ -22,9 +22,12 @@ from threading import Lock
 from typing import TYPE_CHECKING, Final
 
 import attrs
+import numpy as np
+import numpy.typing as npt
 
 from whimbrel.abc import Channel, Listener, Patience
 from whimbrel.errors import ChannelClosed, ChannelLost, ConnectError
+from whimbrel_transports._gather import send_gathered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -77,6 +80,13 @@ class SocketChannel(Channel):
             if self._out.ended:
                 raise ChannelClosed(f"writing to {self.peer} was ended")
             self._socket.sendall(data)
+
+    def send_gathered(self, vectors: npt.NDArray[np.uint64]) -> None:
+        """Send memory by address, as `GatheringChannel.send_gathered` says."""
+        with self._inside(self._out):
+            if self._out.ended:
+                raise ChannelClosed(f"writing to {self.peer} was ended")
+            send_gathered(self._socket.fileno(), vectors)
 
     def end_writing(self) -> None:
         """Shut our direction down, as `Channel.end_writing` says."""
