@@ -137,7 +137,7 @@ def check_memory_is_sent_by_address(bench: Bench) -> None:
     near, far = bench.pair()
     if not isinstance(near, GatheringChannel):
         return  # declared by having the method; a channel without it is never asked
-    memory = np.frombuffer(random.Random(5).randbytes(_MEBIBYTE), np.uint8)
+    memory = np.frombuffer(np.random.default_rng(5).bytes(_MEBIBYTE), np.uint8)
     cuts = np.unique(np.r_[0, np.random.default_rng(5).integers(0, memory.size, 3000), memory.size])
     vectors = np.stack([memory.ctypes.data + cuts[:-1], np.diff(cuts)], axis=1).astype(np.uint64)
     receiving = bench.start(receive, far, memory.size)
