@@ -1,5 +1,7 @@
 """Page records: golden bytes, runs written and read back through windows of any split, and what is refused."""
 
+import ctypes
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -60,6 +62,23 @@ def test_page_records():
     assert joined(staging.pages(memory, pages(1, 2, 3), "pc.ram")) == named + second + fourth
     assert joined(staging.pages(memory, pages(1, 3), "pc.ram")) == named + fourth
     assert joined(staging.pages(memory, pages(1, 2), None)) == continued + second
+
+
+def fetched(head, vectors):
+    """What a channel would send for a head and what lies at `vectors`."""
+    return head + b"".join(ctypes.string_at(address, length) for address, length in vectors.tolist())
+
+
+@pytest.mark.parametrize("numbers", [(1,), (1, 2, 3), (0, 3), (0, 1, 2, 3)])
+@pytest.mark.parametrize("block", [None, "pc.ram", "n" * 255])
+def test_page_records_by_address_are_the_same_bytes(numbers, block):
+    memory = memory_of(b"\x11" * PAGE, PATTERN, b"\x22" * PAGE, b"\x33" * PAGE)
+    staging = stage(4)
+    expected = joined(staging.pages(memory, pages(*numbers), block))
+    head, vectors = staging.gathered(memory, pages(*numbers), block)
+    assert fetched(head, vectors) == expected
+    assert vectors.flags.c_contiguous
+    assert vectors[-1].tolist() == [memory.ctypes.data + numbers[-1] * PAGE, PAGE], "the memory itself, no copy"
 
 
 def test_zero_records():

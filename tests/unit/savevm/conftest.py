@@ -1,5 +1,6 @@
 """Machines, trackers and channels that the RAM handler's two rooms are tested between."""
 
+import ctypes
 import struct
 from types import SimpleNamespace
 
@@ -45,6 +46,14 @@ class Tape(Channel):
 
     def close(self):
         raise AssertionError("not a handler's business")
+
+
+class GatheringTape(Tape):
+    """One that takes memory by address as well."""
+
+    def send_gathered(self, vectors):
+        for address, length in vectors.tolist():
+            self.data += ctypes.string_at(address, length)
 
 
 class PerfectTracker(DirtyTracker):
@@ -97,12 +106,12 @@ class Budget:
 class Source:
     """A machine's RAM being saved: bodies go to `tape`, and `bodies` says where each one begins and of what kind."""
 
-    def __init__(self, machine, tracker=None):
+    def __init__(self, machine, tracker=None, tape=None):
         self.machine = machine
         self.tracker = tracker or PerfectTracker()
         self.progress = Progress(page_size=PAGE)
         self.saver = RamSaver(list(machine.ram), self.tracker, self.progress)
-        self.tape = Tape()
+        self.tape = tape if tape is not None else Tape()
         self.out = Writer(self.tape)
         self.bodies = []
 
@@ -200,6 +209,7 @@ def new_machine(layout, memory="anonymous", **limits):
 def bench():
     return SimpleNamespace(
         Tape=Tape,
+        GatheringTape=GatheringTape,
         PerfectTracker=PerfectTracker,
         ManualTracker=ManualTracker,
         Budget=Budget,

@@ -61,9 +61,10 @@ def same(one, other):
     budget=budgets,
     capacity=st.sampled_from((4360, 10_000, 1 << 20)),
     stale=st.booleans(),
+    gathers=st.booleans(),
 )
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_perfect_copy(bench, kind, layout, seed, zeros, rounds, between, budget, capacity, stale):
+def test_a_perfect_copy(bench, kind, layout, seed, zeros, rounds, between, budget, capacity, stale, gathers):
     tracker = {
         "perfect": bench.PerfectTracker,
         "silent": lambda: bench.PerfectTracker(tells_untouched=False),
@@ -74,7 +75,7 @@ def test_a_perfect_copy(bench, kind, layout, seed, zeros, rounds, between, budge
     fill(machine, seed, zeros)
     if stale:
         fill(other, seed + 1, 5)
-    source = bench.Source(machine, tracker)
+    source = bench.Source(machine, tracker, bench.GatheringTape() if gathers else bench.Tape())
     source.start()
     pending = list(between)
 
@@ -131,11 +132,12 @@ def test_an_independent_reader_sees_the_same(bench, layout, rounds, budget):
         assert bytes(memory[block.name]) == block.view.tobytes()
 
 
-def test_a_guest_that_writes_all_the_time_on_its_own_thread(bench):
+@pytest.mark.parametrize("gathers", [False, True])
+def test_a_guest_that_writes_all_the_time_on_its_own_thread(bench, gathers):
     """Real writes at real moments, marked behind each write; what counts is that nothing is lost."""
     machine, other = bench.machine({"a": 512, "b": 64}), bench.machine({"a": 512, "b": 64})
     fill(machine, 3, 3)
-    source = bench.Source(machine, bench.ManualTracker())
+    source = bench.Source(machine, bench.ManualTracker(), bench.GatheringTape() if gathers else None)
     stop, progress = threading.Event(), threading.Semaphore(0)
 
     def guest():

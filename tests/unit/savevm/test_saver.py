@@ -107,8 +107,9 @@ def test_a_slice_that_is_over_sends_an_empty_body(bench):
 
 @pytest.mark.parametrize("pages", [STAGE - 1, STAGE, STAGE + 1, BATCH, BATCH + 1, 2 * BATCH + 3])
 @pytest.mark.parametrize("every", [1, 2])
-def test_batches_of_any_size_are_whole(bench, pages, every):
-    source = bench.Source(bench.machine({"a": pages}))
+@pytest.mark.parametrize("tape", ["Tape", "GatheringTape"])
+def test_batches_of_any_size_are_whole(bench, pages, every, tape):
+    source = bench.Source(bench.machine({"a": pages}), tape=getattr(bench, tape)())
     view = source.machine.ram["a"].view.reshape(pages, PAGE)
     view[::every, 0] = 1 + np.arange(len(view[::every])) % 255
     source.start()

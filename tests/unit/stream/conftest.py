@@ -1,5 +1,6 @@
 """A channel whose other side is a script."""
 
+import ctypes
 import itertools
 
 import hypothesis
@@ -55,6 +56,21 @@ class ScriptedChannel(Channel):
         raise AssertionError("not the reader's or writer's business")
 
 
+class GatheringScript(ScriptedChannel):
+    """One that takes memory by address as well, and spoils the list as it is allowed to."""
+
+    def send_gathered(self, vectors):
+        assert vectors.dtype == np.uint64
+        assert vectors.shape[1:] == (2,)
+        self.send(b"".join(ctypes.string_at(address, length) for address, length in vectors.tolist()))
+        vectors[:] = 0
+
+
 @pytest.fixture(scope="session")
 def scripted():
     return ScriptedChannel
+
+
+@pytest.fixture(scope="session")
+def gathering():
+    return GatheringScript

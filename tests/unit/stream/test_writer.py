@@ -168,3 +168,45 @@ def test_an_error_in_a_large_piece_says_where_it_begins(scripted):
         writer.write(b"b" * (GATHER + 1))
     assert caught.value.place.offset == 50
     assert channel.sent == [b"a" * 50]
+
+
+def by_address(*arrays):
+    return np.array([(array.ctypes.data, array.nbytes) for array in arrays], np.uint64).reshape(-1, 2)
+
+
+def test_memory_by_address_keeps_its_place_between_the_rest(gathering):
+    channel = gathering()
+    writer = Writer(channel)
+    assert writer.gathers
+    one, other = np.arange(200, dtype=np.uint8), np.arange(1000, dtype=np.uint32)
+    writer.write(b"before")
+    writer.write_gathered(by_address(one, other, one[3:7]))
+    assert writer.offset == 6 + 200 + 4000 + 4
+    writer.write(b"behind")
+    writer.flush()
+    assert channel.sent == [b"before", one.tobytes() + other.tobytes() + b"\3\4\5\6", b"behind"]
+    assert writer.offset == sum(map(len, channel.sent))
+
+
+def test_a_channel_without_the_ability_does_not_gather(scripted):
+    writer = Writer(scripted())
+    assert not writer.gathers
+    with pytest.raises(AssertionError):
+        writer.write_gathered(by_address(np.zeros(1, np.uint8)))
+
+
+def test_errors_of_memory_by_address_stay_and_say_where(gathering):
+    channel = gathering()
+    channel.breaks_after = 10
+    writer = Writer(channel)
+    memory = np.zeros(100, np.uint8)
+    writer.write(b"a" * 10)
+    with pytest.raises(ChannelLost) as first:
+        writer.write_gathered(by_address(memory))
+    assert first.value.place == Place(offset=10, peer="script:1")
+    channel.breaks_after = None
+    for again in (lambda: writer.write_gathered(by_address(memory)), writer.flush, lambda: writer.write(b"x")):
+        with pytest.raises(ChannelLost) as later:
+            again()
+        assert later.value is first.value
+    assert (channel.sent, writer.offset) == ([b"a" * 10], 10)
