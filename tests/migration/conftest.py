@@ -96,6 +96,7 @@ class Churn:
         self.dial = Dial()
         self.work = work
         self.on_load = lambda: None  # called when the dial was loaded; what it raises refuses the machine
+        self.on_step = lambda: None  # called in every step; what it raises is the guest's failure
         self.announced = []
         self.powered = 0
         self.changed = threading.Condition()
@@ -113,6 +114,7 @@ class Churn:
         self.dial.curve[:] = [1.5, -2.0, np.inf, 0.0, 1e-300]
 
     def step(self):
+        self.on_step()
         views = self.views()
         for _ in range(self.work):
             turn(views, self.counter.steps, self.blocks)
@@ -125,6 +127,16 @@ class Churn:
         with self.changed:
             goal = self.counter.steps + more
             assert self.changed.wait_for(lambda: self.counter.steps >= goal, LONG), "the guest does not run"
+
+    def fail(self):
+        """Let the guest run into a bug of its own, and wait until the machine knows."""
+
+        def on_step():
+            raise ZeroDivisionError("a bug of the guest's")
+
+        self.on_step = on_step
+        self.machine.guest._thread.join(LONG)
+        assert self.machine.run_state == "internal-error"
 
     def expected(self):
         """What memory must be after the steps that the counter tells."""
