@@ -73,6 +73,7 @@ class OutgoingMigration:
         self._ownership = source_handover()
         self._deciding = threading.Lock()  # a cancel and the release exclude each other
         self._patience = Patience(self._limits.connect_timeout)
+        self._stopping = threading.Event()  # there is no point in sending on; `_check` says why
         self._proceed = threading.Event()
         self._channel: Channel | None = None
         self._return_path: ReturnPath | None = None
@@ -144,6 +145,7 @@ class OutgoingMigration:
             if self._settled or self._released or not self._status.try_move(MigrationStatus.CANCELLING):
                 return False
             self._patience.cancelled.set()
+            self._stopping.set()
             self._proceed.set()
             channel = self._channel
         if channel is not None:
@@ -208,8 +210,9 @@ class OutgoingMigration:
         pacer = Pacer(
             limit=lambda: self._parameters.max_bandwidth,
             sent=lambda: out.offset,
-            wait=self._patience.cancelled.wait,
-            cancelled=self._patience.cancelled.is_set,
+            wait=self._stopping.wait,
+            stopping=self._stopping.is_set,
+            check=self._check,
         )
         total = remaining = self._registry.pending()
         while True:
@@ -231,7 +234,7 @@ class OutgoingMigration:
             if self._may_switch(round_):
                 return
             if not remaining:
-                self._patience.cancelled.wait(IDLE)
+                self._stopping.wait(IDLE)
 
     def _may_switch(self, round_: Round) -> bool:
         if self._capabilities.switchover_ack and not (self._return_path and self._return_path.acknowledged):
@@ -248,8 +251,7 @@ class OutgoingMigration:
                 if slice_.over():
                     break
             self._statistics.tick()
-        if self._patience.cancelled.is_set():
-            raise MigrationCancelled("cancelled between two rounds")
+        self._check()
         # What the link's buffers hold is not yet there. With a way back the round ends when it is, so that the
         # bandwidth is the link's own and the blackout has nothing to wait for but its own bytes.
         if self._return_path is not None:
@@ -288,8 +290,7 @@ class OutgoingMigration:
         """Wait, with the guest stopped, until somebody says migrate-continue or cancel."""
         self._move(MigrationStatus.PRE_SWITCHOVER)
         self._proceed.wait()
-        if self._return_path is not None and self._return_path.failure is not None:
-            raise self._return_path.failure
+        self._check()
         self._move(MigrationStatus.DEVICE)
 
     def _hand_over(self, out: Writer) -> None:
@@ -318,11 +319,8 @@ class OutgoingMigration:
     def _release(self) -> None:
         """The point of no return: after this the machine never runs here by itself."""
         with self._deciding:
-            if self._patience.cancelled.is_set():
-                raise MigrationCancelled("cancelled before the machine was let go of")
+            self._check()
             if self._return_path is not None:
-                if self._return_path.failure is not None:
-                    raise self._return_path.failure
                 self._return_path.may_shut()
             self._ownership.move(SourceOwnership.RELEASED)
 
@@ -384,8 +382,16 @@ class OutgoingMigration:
     def _released(self) -> bool:
         return self._ownership.now in (SourceOwnership.RELEASED, SourceOwnership.DONE)
 
+    def _check(self) -> None:
+        """Raise if there is no point in going on: cancelled, or the way back is broken."""
+        if self._patience.cancelled.is_set():
+            raise MigrationCancelled("cancelled before the machine was let go of")
+        if self._return_path is not None and self._return_path.failure is not None:
+            raise self._return_path.failure
+
     def _link_failed(self) -> None:
         """The return path is broken: wake the migration thread wherever it is blocked."""
+        self._stopping.set()
         self._proceed.set()
         if self._channel is not None:
             quietly(self._channel.close, "closing the channel")

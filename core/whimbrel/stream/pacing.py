@@ -15,8 +15,6 @@ from typing import Final
 
 import attrs
 
-from whimbrel.errors import MigrationCancelled
-
 WINDOW: Final = 0.1  # seconds
 SLICE: Final = 0.05  # seconds a handler may go on before it returns
 UNLIMITED: Final = 1 << 62
@@ -26,14 +24,15 @@ UNLIMITED: Final = 1 << 62
 class Pacer:
     """Grants slices. `limit()` is in bytes per second, 0 for none; `sent()` counts bytes written so far.
 
-    `wait(seconds)` sleeps and returns True if the migration is being cancelled; `cancelled()` asks the same at once.
-    One thread.
+    `wait(seconds)` sleeps, or returns early because the migration is to stop; `stopping()` tells whether it is, and
+    `check()` raises the reason. One thread.
     """
 
     limit: Callable[[], int]
     sent: Callable[[], int]
-    wait: Callable[[float], bool]
-    cancelled: Callable[[], bool]
+    wait: Callable[[float], object]
+    stopping: Callable[[], bool]
+    check: Callable[[], None]
     clock: Callable[[], float] = time.monotonic
     _window: float = attrs.field(default=-math.inf, init=False)  # when the current window began
     # Bytes that may be sent until it ends; owed where negative. A fraction counts, or a limit below 10 would not hold.
@@ -41,10 +40,9 @@ class Pacer:
     _accounted: int = attrs.field(default=0, init=False)  # of `sent`, what has been taken off the grant
 
     def next_slice(self) -> PacedSlice:
-        """Wait until something may be sent and grant a slice. Raises MigrationCancelled."""
+        """Wait until something may be sent and grant a slice. Raises what `check` raises."""
         while True:
-            if self.cancelled():
-                raise MigrationCancelled("cancelled while sending")
+            self.check()
             self._settle()
             if self._grant > 0:
                 return PacedSlice(self, self.clock() + SLICE)
@@ -87,4 +85,4 @@ class PacedSlice:
 
     def over(self) -> bool:
         """Whether the handler must return now."""
-        return self.pacer.cancelled() or self.pacer.bytes_left() <= 0 or self.pacer.clock() >= self.deadline
+        return self.pacer.stopping() or self.pacer.bytes_left() <= 0 or self.pacer.clock() >= self.deadline

@@ -24,7 +24,8 @@ class Bench:
             limit=lambda: self.limit,
             sent=lambda: self.sent,
             wait=self.wait,
-            cancelled=lambda: self.is_cancelled,
+            stopping=lambda: self.is_cancelled,
+            check=self.check,
             clock=lambda: self.now,
         )
 
@@ -33,7 +34,10 @@ class Bench:
         self.waits += 1
         assert self.waits < 100_000, "it spins"
         self.now += seconds + self.lateness
-        return self.is_cancelled
+
+    def check(self):
+        if self.is_cancelled:
+            raise MigrationCancelled("by the test")
 
     def send(self, size):
         self.sent += size
