@@ -1,0 +1,109 @@
+"""Options that several commands have, and values with units among them.
+
+Values are judged here, with the settings' own words, before anything is sent anywhere. The settings are imported late.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from whimbrel.errors import UnknownNameError
+from whimbrel.units import format_rate, format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def qmp_option(command: Command) -> Command:
+    """Add `--qmp ADDRESS`: the monitor of the machine that is meant."""
+    return click.option(
+        "--qmp",
+        metavar="ADDRESS",
+        required=True,
+        envvar="WHIMBREL_QMP",
+        help="The machine's monitor: unix:PATH or tcp:HOST:PORT. WHIMBREL_QMP in the environment does as well.",
+    )(command)
+
+
+def json_option(command: Command) -> Command:
+    """Add `--json`, as `as_json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(command)
+
+
+def config_option(command: Command) -> Command:
+    """Add `--config FILE`."""
+    return click.option(
+        "--config",
+        metavar="FILE",
+        help="Read settings from this file, not from the whimbrel.toml or pyproject.toml of the current folder.",
+    )(command)
+
+
+def capability_option(command: Command) -> Command:
+    """Add `--capability NAME`, any number of times, as `capabilities`."""
+    return click.option(
+        "--capability", "capabilities", metavar="NAME", multiple=True, help="Switch a capability on; may be repeated."
+    )(command)
+
+
+def parameter(name: str, text: str) -> object:
+    """Turn the text given for a parameter into its value. Raises ConfigError."""
+    from whimbrel.settings import Dialect, Parameters
+
+    return Parameters.judge(name, text, Dialect.TEXT)
+
+
+def shown(name: str, value: Any) -> str:
+    """A parameter's value with its unit, for people."""
+    from whimbrel.settings import Parameters
+
+    field = Parameters.fields().get(name.replace("-", "_"))
+    unit = field.metadata["unit"] if field is not None else ""
+    match unit:
+        case "bytes/s":
+            return format_rate(value)
+        case "bytes":
+            return format_size(value)
+        case _:
+            return f"{value} {unit}".rstrip()
+
+
+def capability_name(name: str) -> str:
+    """The name as QEMU spells it. Raises UnknownNameError; whether it works here is for the machine to say."""
+    from whimbrel.settings import Capabilities
+
+    return Capabilities.field(name).name.replace("_", "-")
+
+
+def overrides(capabilities: Iterable[str], assignments: Iterable[str]) -> dict[str, dict[str, object]]:
+    """Put `--capability NAME` and `--set NAME=VALUE` into tables by section, to be judged with the other sources.
+
+    NAME is that of any setting, or `section.name`. Raises ConfigError.
+    """
+    tables: dict[str, dict[str, object]] = {}
+    for name in capabilities:
+        tables.setdefault("capabilities", {})[capability_name(name)] = "on"
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise click.UsageError(f"--set {assignment!r}: expected NAME=VALUE")
+        section, key = _located(name)
+        tables.setdefault(section, {})[key] = value
+    return tables
+
+
+def _located(name: str) -> tuple[str, str]:
+    from whimbrel.settings import Settings
+
+    sections = Settings().sections()
+    section, dot, key = name.partition(".")
+    if dot:
+        return section, key
+    for title, candidate in sections.items():
+        if name.replace("-", "_") in candidate.fields() or name.replace("_", "-") in candidate.refused:
+            return title, name
+    raise UnknownNameError("setting", name, (known for candidate in sections.values() for known in candidate))

@@ -1,0 +1,124 @@
+"""`whimbrel migrate`: moves the machine behind a monitor, and shows it."""
+
+from __future__ import annotations
+
+import signal
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from whimbrel.cli._monitor import ENDS, connected, exit_status, info_of
+from whimbrel.cli._options import capability_name, capability_option, json_option, parameter, qmp_option
+from whimbrel.cli._output import complain, note, print_json, print_rows
+from whimbrel.cli._progress import Progress, report
+from whimbrel.errors import ConfigError, MigrationCancelled, MonitorError, StateError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from whimbrel.cli._monitor import Info
+    from whimbrel.monitor import MonitorClient
+
+POLL: Final = 0.1  # seconds
+
+
+@click.command()
+@click.argument("uri")
+@qmp_option
+@click.option("--downtime-limit", metavar="TIME", help="How long the guest may stand still, such as 50ms.")
+@click.option("--max-bandwidth", metavar="RATE", help="The most that is sent per second, such as 1GiB; 0 for no limit.")
+@capability_option
+@click.option("--detach", is_flag=True, help="Start it and return at once.")
+@json_option
+def migrate(
+    uri: str,
+    qmp: str,
+    downtime_limit: str | None,
+    max_bandwidth: str | None,
+    capabilities: tuple[str, ...],
+    detach: bool,
+    as_json: bool,
+) -> int:
+    """Move a machine to URI while it runs.
+
+    URI is where the destination listens: tcp:HOST:PORT, unix:PATH or another transport's. Ctrl-C cancels the migration,
+    and the machine goes on where it is. The options stay set for later migrations.
+    """
+    if ":" not in uri:
+        raise ConfigError(f"{uri!r} is no migration URI", hint="expected SCHEME:ADDRESS, such as tcp:127.0.0.1:4444")
+    given = {"downtime-limit": downtime_limit, "max-bandwidth": max_bandwidth}
+    parameters = {name: parameter(name, text) for name, text in given.items() if text is not None}
+    switched_on = [capability_name(name) for name in capabilities]
+    with connected(qmp) as client:
+        _start(client, uri, parameters, switched_on)
+        if detach:
+            note(f"started; `whimbrel status --qmp {qmp}` tells how it stands")
+            return 0
+        with Progress(quiet=as_json) as progress:
+            info = _watch(client, progress)
+    if as_json:
+        print_json(info)
+    else:
+        print_rows(report({**progress.last, **info}, progress.expected_downtime))
+    return _conclude(info)
+
+
+def _start(client: MonitorClient, uri: str, parameters: dict[str, Any], switched_on: list[str]) -> None:
+    # The machine would refuse a second migration too, but only after these settings had changed the first.
+    if (running := info_of(client))["status"] not in ENDS and running.get("role") != "destination":
+        raise StateError(
+            f"a migration of this machine is {running['status']} already", hint="wait for its end or cancel it"
+        )
+    if switched_on:
+        wanted = [{"capability": name, "state": True} for name in switched_on]
+        client.execute("migrate-set-capabilities", capabilities=wanted)
+    if parameters:
+        client.execute("migrate-set-parameters", **parameters)
+    client.execute("migrate", uri=uri)
+
+
+def _watch(client: MonitorClient, progress: Progress) -> Info:
+    """Show it to its end, and cancel it on Ctrl-C."""
+    status = "setup"
+    cancelled = False
+    with _interruptions() as interrupted:
+        while True:
+            try:
+                if interrupted() and not cancelled:
+                    cancelled = True
+                    client.execute("migrate_cancel")
+                info = info_of(client)
+            except MonitorError as exc:
+                exc.hint = f"the migration was {status} then; ask the destination how it ended"
+                raise
+            progress.show(info)
+            status = info["status"]
+            if status in ENDS:
+                return info
+            time.sleep(POLL)
+
+
+def _conclude(info: Info) -> int:
+    """Say what the end means for the machine; returns the exit status."""
+    match info["status"]:
+        case "completed":
+            return 0
+        case "failed":
+            complain(info.get("error-desc") or "the migration failed")
+            return exit_status(info)
+        case _:
+            complain("the migration was cancelled; the machine goes on where it is")
+            return MigrationCancelled.exit_code
+
+
+@contextmanager
+def _interruptions() -> Iterator[Callable[[], bool]]:
+    """Note Ctrl-C rather than raise, for a question to the monitor must not be cut off; yields whether it came."""
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield lambda: bool(came)
+    finally:
+        signal.signal(signal.SIGINT, before)

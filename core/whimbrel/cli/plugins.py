@@ -1,0 +1,34 @@
+"""`whimbrel plugins`: what is installed, what it offers, and what is wrong with it."""
+
+from __future__ import annotations
+
+import click
+
+from whimbrel.cli._options import config_option, json_option
+from whimbrel.cli._output import print_json, print_table
+
+
+@click.command()
+@config_option
+@json_option
+def plugins(config: str | None, as_json: bool) -> None:
+    """List the plugins: what they offer, where they are from and how they do.
+
+    A plugin that is offered is used when something names what it offers; an active one is named by settings; a broken
+    one says why.
+    """
+    from whimbrel.migration.machine import manager_for
+    from whimbrel.settings import Settings
+
+    catalogue = manager_for(Settings.load(config)).catalogue()
+    if as_json:
+        print_json(catalogue.as_dict())
+        return
+    heads = ["name", "kind", "offers", "distribution", "version", "state", "reason"]
+    rows = [
+        (row.name, ", ".join(row.kinds), ", ".join(row.offers), row.distribution, row.version, row.state, row.reason)
+        for row in catalogue
+    ]
+    if not any(row[-1] for row in rows):
+        heads, rows = heads[:-1], [row[:-1] for row in rows]  # type: ignore[misc] # one column less, if it is empty
+    print_table(heads, rows)

@@ -1,0 +1,165 @@
+"""`whimbrel run` as real processes: moves between them, signals, and what is left to an operator."""
+
+from __future__ import annotations
+
+import signal
+import socket
+
+import pytest
+
+from whimbrel.monitor import MonitorClient
+
+pytestmark = pytest.mark.slow
+
+LISTENING = r"^listening on (\S+)$"
+MONITOR = r"^monitor on (\S+)$"
+HERE, THERE = "unix:here.qmp", "unix:there.qmp"
+
+
+@pytest.fixture
+def pair(start, app, monkeypatch):
+    """Starts a destination that waits and a source that runs; yields them and the URI that leads from one to the other.
+
+    Their monitors are HERE, the source's, and THERE, the destination's, in the current folder.
+    """
+    monkeypatch.chdir(app.parent)
+
+    def begin(source=(), destination=()):
+        waiting = start("run", "app.py:small", "--incoming", "tcp:127.0.0.1:0", "--qmp", THERE, *destination)
+        running = start("run", "app.py:small", "--qmp", HERE, *source)
+        running.wait_line(r"^machine 'records' runs$")
+        return running, waiting, waiting.wait_line(LISTENING)[1]
+
+    return begin
+
+
+def status_of(qmp):
+    with MonitorClient.connect(qmp) as monitor:
+        return monitor.execute("x-whimbrel-info")
+
+
+def test_a_machine_moves_from_one_process_to_another(start, pair):
+    source, destination, uri = pair(["--set", "max-bandwidth=0"])
+    migrate = start("migrate", uri, "--qmp", HERE, "--json")
+    assert migrate.exit_code == 0
+    info = migrate.json()
+    assert (info["status"], info["ram"]["total"]) == ("completed", 16 << 20)
+    source.wait_line(r"^the machine has moved away \(downtime ")
+    assert source.exit_code == 0
+    destination.wait_line("^the machine has arrived and runs here$")
+    assert status_of(THERE)["run-state"] == "running"
+    destination.interrupt(signal.SIGTERM)
+    assert destination.exit_code == 143
+    assert (source.stdout, destination.stdout) == ("", "")
+
+
+def test_ctrl_c_during_a_migration(start, pair):
+    source, destination, uri = pair(["--set", "max-bandwidth=1MiB"])
+    migrate = start("migrate", uri, "--qmp", HERE)
+    migrate.wait_line(r"^round 1, .* left, sends ")
+    migrate.interrupt()
+    assert migrate.exit_code == 130
+    assert "whimbrel: the migration was cancelled; the machine goes on where it is" in migrate.stderr
+    source.wait_line("^the migration was cancelled; the machine goes on here$")
+    assert status_of(HERE)["run-state"] == "running"
+    # The destination had been told to wait for one machine, and that did not come.
+    assert destination.exit_code == 1
+    assert destination.stderr.splitlines()[-1].startswith("whimbrel: ")
+    source.interrupt()
+    assert source.exit_code == 130
+
+
+def test_ctrl_c_ends_the_source_of_a_migration_that_runs(start, pair):
+    source, destination, uri = pair(["--set", "max-bandwidth=1MiB", "--capability", "events"])
+    with MonitorClient.connect(HERE) as monitor:
+        monitor.execute("migrate", uri=uri)
+        while monitor.wait_event("MIGRATION", 60)["data"]["status"] != "active":
+            pass
+        source.interrupt()
+        assert source.exit_code == 130
+    assert source.stderr.splitlines()[-1] == "SIGINT: the machine is stopped and ends here"
+    assert destination.exit_code == 1
+
+
+def test_a_source_that_stays_is_quit_by_its_monitor(pair):
+    source, destination, uri = pair(["--stay"], ["--paused"])
+    with MonitorClient.connect(HERE) as monitor:
+        monitor.execute("migrate", uri=uri)
+        source.wait_line("^the machine has moved away")
+        assert monitor.execute("query-status")["status"] == "postmigrate"
+        monitor.execute("quit")
+    assert source.exit_code == 0
+    destination.wait_line("^the machine has arrived and is paused here$")
+    with MonitorClient.connect(THERE) as monitor:
+        monitor.execute("cont")
+        assert monitor.execute("query-status")["running"]
+        monitor.execute("quit")
+    assert destination.exit_code == 0
+
+
+def test_paused_and_deferred(start, app):
+    destination = start("run", "app.py:small", "--incoming", "defer", "--qmp", "tcp:127.0.0.1:0")
+    source = start("run", "app.py:small", "--paused", "--qmp", "tcp:127.0.0.1:0")
+    there = destination.wait_line(MONITOR)[1]
+    destination.wait_line("^waiting to be told")
+    here = source.wait_line(MONITOR)[1]
+    source.wait_line("^machine 'records' is ready and paused$")
+    with MonitorClient.connect(there) as far, MonitorClient.connect(here) as near:
+        # One that fails is not the end of a wait that is told by QMP where to happen.
+        far.execute("migrate-incoming", uri="unix:first")
+        with socket.socket(socket.AF_UNIX) as stranger:
+            stranger.connect(str(app.parent / "first"))
+            stranger.sendall(b"GET / HTTP/1.1\r\n")
+            stranger.shutdown(socket.SHUT_WR)
+            destination.wait_line("^whimbrel: .*; waiting to be told where the next one arrives$")
+        far.execute("migrate-incoming", uri="unix:second")
+        near.execute("migrate", uri="unix:second")
+        destination.wait_line("^the machine has arrived and is paused here$")
+        source.wait_line("^the machine has moved away")
+        near.execute("quit")  # it would have gone by itself, a little later
+        assert source.exit_code == 0
+        far.execute("quit")
+    assert destination.exit_code == 0
+
+
+def test_an_incoming_that_fails_ends_the_process(start, app):
+    destination = start("run", "app.py:small", "--incoming", "tcp:127.0.0.1:0")
+    _, host, port = destination.wait_line(LISTENING)[1].split(":")
+    with socket.create_connection((host, int(port))) as stranger:
+        stranger.sendall(b"GET / HTTP/1.1\r\n")
+        stranger.shutdown(socket.SHUT_WR)
+        assert destination.exit_code == 1
+    assert destination.stderr.splitlines()[-1].startswith("whimbrel: ")
+    assert "Traceback" not in destination.stderr
+
+
+def test_a_guest_that_fails_ends_the_process(start, app):
+    process = start("run", "app.py:breaks")
+    assert process.exit_code == 1
+    assert process.stderr.splitlines()[-1] == "whimbrel: the guest failed: ValueError('the disk is on fire')"
+    assert "Traceback" not in process.stderr
+
+
+def test_a_program_that_fails_ends_the_process(cli, complaint, app):
+    result = cli("run", f"{app}:refuses")
+    assert result.exit_code == 1
+    assert complaint(result) == f"{app}:refuses failed: ValueError: not today; --debug shows where"
+    shown = cli("--debug", "run", f"{app}:refuses")
+    assert shown.exit_code == 1
+    assert "in refuses" in shown.stderr
+
+
+def test_an_undecided_machine_is_held_until_an_operator_decides(pair, cut_after_the_proof):
+    source, destination, uri = pair()
+    with cut_after_the_proof(uri) as cut, MonitorClient.connect(HERE) as monitor:
+        monitor.execute("migrate", uri=cut)
+        source.wait_line("^whimbrel: the machine was let go of.*held here, stopped$")
+        destination.wait_line("^whimbrel: the machine is here, whole and stopped.*held here, stopped$")
+        assert monitor.execute("query-status")["status"] == "postmigrate"
+        monitor.execute("quit")
+    assert source.exit_code == 0
+    with MonitorClient.connect(THERE) as monitor:
+        monitor.execute("cont")
+        assert monitor.execute("query-status")["running"]
+    destination.interrupt()
+    assert destination.exit_code == 130
