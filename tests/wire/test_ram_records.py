@@ -347,6 +347,9 @@ def test_damaged_records_are_read_or_refused_and_nothing_else(runs, data):
 # ----------------------------------------------------------------------------------------------------------- work
 
 
+LOOK = ram._FIRST_LOOK
+
+
 class CountingNumpy:
     """numpy, with a count of how many words were compared."""
 
@@ -379,18 +382,18 @@ def test_single_records_in_a_big_window_cost_the_same_each(monkeypatch):
     for pairs in (100, 1000):
         rows, runs = work(monkeypatch, (zero + page) * pairs)
         assert runs == 2 * pairs
-        assert rows <= 64 * runs
+        assert rows <= LOOK * runs
 
 
 def test_a_long_run_is_looked_at_little_more_than_twice(monkeypatch):
-    for count in (1, 63, 64, 65, 512, 513, 5000, 60_000):
+    for count in (1, LOOK - 1, LOOK, LOOK + 1, 8 * LOOK, 8 * LOOK + 1, 5000, 60_000):
         rows, runs = work(monkeypatch, RECORDS["zero"] * count)
         assert runs == 1
-        assert rows <= 2.2 * count + 64
+        assert rows <= 2.2 * count + LOOK
 
 
 def test_runs_just_longer_than_a_look_are_not_looked_at_for_ever(monkeypatch):
-    data = (RECORDS["zero"] * 65 + ram.EOS_RECORD) * 500
+    data = (RECORDS["zero"] * (LOOK + 1) + ram.EOS_RECORD) * 500
     rows, runs = work(monkeypatch, data)
     assert runs == 1000
-    assert rows <= 500 * (64 + 512)
+    assert rows <= 500 * (LOOK + 8 * LOOK)

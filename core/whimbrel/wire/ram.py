@@ -47,7 +47,7 @@ _STRIDES: Final = {Flag.PAGE: PAGE_STRIDE, Flag.ZERO: ZERO_STRIDE}
 
 # A run is first looked for in this many records and then in eight times as many: a stream of single records must
 # not cost a look at everything that is buffered for each of them.
-_FIRST_LOOK: Final = 64
+_FIRST_LOOK: Final = 256
 
 
 # ------------------------------------------------------------------------------------------------------ block list
@@ -245,8 +245,7 @@ def _equal_flags(window: memoryview, stride: int, available: int, flags: int) ->
     """How many records from the head on have the same flags, and their words (at least that many)."""
     look = min(_FIRST_LOOK, available)
     while True:
-        rows = np.frombuffer(window, np.uint8, look * stride).reshape(look, stride)
-        words = np.ascontiguousarray(rows[:, :WORD]).view(">u8").ravel().astype(np.uint64)
+        words = np.ndarray((look,), ">u8", buffer=window, strides=(stride,)).astype(np.uint64)
         other = np.flatnonzero((words & np.uint64(FLAGS_MASK)) != flags)
         if len(other):
             return int(other[0]), words

@@ -130,7 +130,7 @@ def _store_fill(block: RamBlock, run: wire.Run, written: BoolArray) -> None:
 def _consecutive(indices: IndexArray) -> slice | None:
     """`indices` as a slice if each is the one before plus one; a peer may send them in any order."""
     run = wire.as_slice(indices)
-    return run if run is not None and bool((np.diff(indices) == 1).all()) else None
+    return run if run is not None and bool((indices[1:] - indices[:-1] == 1).all()) else None
 
 
 def _difference(theirs: Mapping[str, int], ours: Mapping[str, int]) -> str:

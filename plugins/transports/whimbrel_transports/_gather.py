@@ -59,6 +59,8 @@ def send_gathered(descriptor: int, vectors: npt.NDArray[np.uint64]) -> None:
 
 def _taken(vectors: npt.NDArray[np.uint64], sent: int) -> int:
     """How many pieces `sent` bytes are; the rest of a piece that was cut is left in its place."""
+    if sent == int(vectors[:, 1].sum()):
+        return len(vectors)
     ends = np.cumsum(vectors[:, 1])
     whole = int(np.searchsorted(ends, sent, side="right"))
     if whole < len(vectors):
