@@ -15,7 +15,7 @@ Besides the contract, each of the three knows which pages were certainly zero wh
 a bool array of shape (pages,). They can be sent as zero without being read; a write since then is in a later collect.
 """
 
-from whimbrel.machine.dirty.choose import choose
+from whimbrel.machine.dirty.choosing import choose
 from whimbrel.machine.dirty.compare import CompareTracker
 from whimbrel.machine.dirty.manual import ManualTracker
 from whimbrel.machine.dirty.userfaultfd import UserfaultTracker
