@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from pathlib import Path
 
 import attrs
@@ -89,12 +90,12 @@ class Churn:
     So whoever stops it anywhere can work out what every byte must be (`expected`): the perfect copy.
     """
 
-    def __init__(self, machine, blocks, *, work=1):
+    def __init__(self, machine, blocks, *, rest=0.0002):
         self.machine = machine
         self.blocks = {name: machine.ram.add(name, pages * PAGE) for name, pages in blocks.items()}
         self.counter = Counter()
         self.dial = Dial()
-        self.work = work
+        self.rest = rest  # seconds after each step, so that a test with a guest does not cost a whole processor
         self.on_load = lambda: None  # called when the dial was loaded; what it raises refuses the machine
         self.on_step = lambda: None  # called in every step; what it raises is the guest's failure
         self.announced = []
@@ -115,10 +116,10 @@ class Churn:
 
     def step(self):
         self.on_step()
-        views = self.views()
-        for _ in range(self.work):
-            turn(views, self.counter.steps, self.blocks)
-            self.counter.steps += 1
+        turn(self.views(), self.counter.steps, self.blocks)
+        self.counter.steps += 1
+        if self.rest:
+            time.sleep(self.rest)
         with self.changed:
             self.changed.notify_all()
 
@@ -190,17 +191,23 @@ def turn(views, number, blocks):
 
 
 class Churning:
-    """Builds machines with a Churn in them, for a Pair; the last one built on each side is at hand."""
+    """Builds machines with a Churn in them, for a Pair.
 
-    def __init__(self, blocks, **more):
+    `source` may say in what the first machine, the source, differs: name, uuid, blocks, or `alter(machine, churn)`.
+    """
+
+    def __init__(self, blocks, *, name="churning", uuid=None, alter=None, source=None, **more):
         self.blocks, self.more = blocks, more
-        self.name = "churning"
-        self.uuid = None
+        self.plan = {"name": name, "uuid": uuid, "blocks": blocks, "alter": alter}
+        self.first = {**self.plan, **(source or {})}
         self.built = []
 
     def __call__(self, settings, plugins):
-        machine = Machine(self.name, settings=settings, plugins=plugins, uuid=self.uuid)
-        self.built.append(Churn(machine, self.blocks, **self.more))
+        plan = self.plan if self.built else self.first
+        machine = Machine(plan["name"], settings=settings, plugins=plugins, uuid=plan["uuid"])
+        self.built.append(Churn(machine, plan["blocks"], **self.more))
+        if plan["alter"] is not None:
+            plan["alter"](machine, self.built[-1])
         return machine
 
     @property
@@ -235,9 +242,8 @@ def make_pair():
 
 @pytest.fixture
 def settings():
-    """Settings with the quickest tracker, no bandwidth limit and no announcing."""
+    """Settings without a bandwidth limit and with one announcement."""
     settings = Settings()
-    settings.backends.dirty_tracker = "compare"
     settings.parameters.max_bandwidth = 0
     settings.parameters.announce_rounds = 1
     return settings

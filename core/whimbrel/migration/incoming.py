@@ -195,9 +195,9 @@ class IncomingMigration:
         out = Writer(channel) if channel.duplex else None
         answer = _answerer(out) if out is not None else None
         loader = self._loader = StreamLoader(self._machine, registry, reader, answer, on_prepared=self._prepared)
-        self._load_header(loader, channel)
-        self._move(MigrationStatus.ACTIVE)
         try:
+            self._load_header(loader, channel)
+            self._move(MigrationStatus.ACTIVE)
             loader.load()
             self._conclude(loader, channel, answer)
         except MigrationError as exc:
@@ -215,7 +215,7 @@ class IncomingMigration:
                 raise StreamError(
                     f"the peer sent no stream header within {seconds:g} s",
                     hint="[limits] header-timeout says how long to wait",
-                    place=Place(peer=channel.peer),
+                    place=exc.place,
                 ) from exc
             raise
         finally:

@@ -90,7 +90,7 @@ class ReturnPath:
             while not self._shut:
                 self._hear(reader.parse(parse_message()))
         except MigrationError as exc:
-            self._fail(exc)
+            self._fail(exc.at(Place(offset=reader.offset)))
         except Exception as exc:  # noqa: BLE001 - a transport's or our own bug must not leave the migration waiting
             _log.exception("the return path failed unexpectedly")
             failure = MigrationError(

@@ -123,6 +123,14 @@ class Pair:
             raise TimeoutError("the connection does not stand still")
         return self.channel
 
+    def new_source(self) -> Machine:
+        """Put the source away and make a fresh one with the same settings."""
+        settings = self.source.settings
+        self.source.close()
+        self.source_events = []
+        self.source = self._make(settings, self.source_events)
+        return self.source
+
     def new_destination(self) -> Machine:
         """Put the destination away and make a fresh one with the same settings."""
         self.destination.close()
