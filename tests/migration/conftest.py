@@ -12,7 +12,11 @@ import numpy as np
 import pytest
 
 from whimbrel import LoopGuest, Machine, Settings, vmstate
+from whimbrel.abc import SectionKind
+from whimbrel.stream import Reader
+from whimbrel.testing.memory import ReplayChannel
 from whimbrel.testing.pair import Pair
+from whimbrel.wire import commands, description, ram, skeleton
 
 PAGE = 4096
 LONG = 60.0  # seconds; only what hangs ever waits so long
@@ -238,6 +242,83 @@ def make_pair():
     yield make
     for pair in made:
         pair.close()
+
+
+# ------------------------------------------------------------------------------------------------ reading a recording
+
+
+@attrs.define
+class Found:
+    """One element of a recorded stream; for RAM sections, the pages of their records by block and kind."""
+
+    element: str
+    name: str = ""
+    offset: int = 0
+    end: int = 0
+    pages: list = attrs.field(factory=list)  # (block, "PAGE" or "ZERO", page number)
+
+
+def walk(data):
+    """Take a recorded stream apart, in order and to its last byte."""
+    reader = Reader(ReplayChannel(data))
+    found = []
+    names, block = {}, [None]
+    reader.parse(skeleton.parse_header())
+    if reader.window(1)[0] == skeleton.Element.CONFIGURATION:
+        found.append(Found("CONFIGURATION", offset=reader.offset))
+        reader.advance(1)
+        reader.parse(skeleton.parse_configuration())
+        found[-1].end = reader.offset
+    while True:
+        offset = reader.offset
+        element = reader.parse(skeleton.parse_element())
+        found.append(one := Found(element.name, offset=offset))
+        if element is skeleton.Element.COMMAND:
+            command = reader.parse(commands.parse_command())
+            one.name = f"PING {command.value:#x}" if isinstance(command, commands.Ping) else "OPEN_RETURN_PATH"
+        elif element is not skeleton.Element.EOF:
+            kind = skeleton.KIND_OF_ELEMENT[element]
+            head = reader.parse(skeleton.parse_section_header(kind))
+            number = head if isinstance(head, int) else head.section_id
+            names.setdefault(number, getattr(head, "idstr", ""))
+            one.name = names[number]
+            if one.name == "ram":
+                _walk_ram(reader, kind, one, block)
+            else:
+                foot = skeleton.section_footer(number)
+                reader.advance(bytes(reader.window(1)).index(foot) if len(data) < 1 << 20 else 0)
+            reader.parse(skeleton.parse_section_footer(number))
+        one.end = reader.offset
+        if element is skeleton.Element.EOF:
+            break
+    offset = reader.offset
+    reader.parse(description.parse_and_skip(1 << 24))
+    found.append(Found("VMDESCRIPTION", offset=offset, end=reader.offset))
+    assert reader.offset == len(data)
+    return found
+
+
+def _walk_ram(reader, kind, one, block):
+    if kind is SectionKind.START:
+        reader.parse(ram.parse_block_list(total_limit=1 << 40, blocks_limit=100))
+    need = 8
+    while True:
+        run = ram.read_run(reader.window(need))
+        need = run if isinstance(run, int) else 8
+        if isinstance(run, int):
+            continue
+        if run.flag is ram.Flag.EOS:
+            reader.advance(run.size)
+            return
+        block[0] = run.block or block[0]
+        one.pages += [(block[0], run.flag.name, int(page)) for page in run.indices]
+        reader.advance(run.size)
+
+
+@pytest.fixture(name="walk")
+def _walk():
+    """`walk(stream)`: its elements."""
+    return walk
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A transport inside one process: `memory_pair` makes two ends of a connection, `MemoryNetwork` a `memory:NAME` scheme.
+"""Connections inside one process: two ends (`memory_pair`), a scheme (`MemoryNetwork`), a recording (`ReplayChannel`).
 
 ::
 
@@ -27,7 +27,7 @@ from whimbrel.hookspecs import hookimpl
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["MemoryChannel", "MemoryNetwork", "memory_pair"]
+__all__ = ["MemoryChannel", "MemoryNetwork", "ReplayChannel", "memory_pair"]
 
 _SLICE: Final = 0.05  # seconds a wait may last before the patience is asked again
 _CAPACITY: Final = 1 << 20  # bytes on their way in one direction
@@ -166,6 +166,39 @@ def memory_pair(
     lock = threading.Lock()
     there, back = _Pipe(lock, capacity), _Pipe(lock, capacity) if duplex else None
     return MemoryChannel(back, there, peer), MemoryChannel(there, back, peer)
+
+
+class ReplayChannel(Channel):
+    """Plays `data` to its reader, and then ends or, `broken`, breaks; what is sent is kept in `sent`. One thread."""
+
+    def __init__(self, data: Buffer, *, broken: bool = False, duplex: bool = True) -> None:
+        self.peer = "replay"
+        self.duplex = duplex
+        self.sent = bytearray()
+        self._rest = memoryview(data)
+        self._broken = broken
+
+    def recv_into(self, buffer: Buffer) -> int:
+        """Receive as much as fits of what is left."""
+        view = memoryview(buffer)
+        count = min(len(view), len(self._rest))
+        view[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        if count == 0 and self._broken:
+            raise ChannelLost("the recording breaks off here")
+        return count
+
+    def send(self, data: Buffer) -> None:
+        """Keep `data`."""
+        if not self.duplex:
+            raise ChannelClosed("a recording of one direction")
+        self.sent += memoryview(data)
+
+    def end_writing(self) -> None:
+        """Nothing to end."""
+
+    def close(self) -> None:
+        """Nothing to close."""
 
 
 class _Call:
