@@ -137,8 +137,8 @@ def demo(runs: int) -> list[Result]:
     for _ in range(runs):
         command = [sys.executable, "-m", "whimbrel", "demo", "--json"]
         said.append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout))
-    downtime = [run["downtime_ms"] for run in said]
-    kept = [run["operations_per_second"]["during"] / run["operations_per_second"]["before"] for run in said]
+    downtime = [run["migration"]["downtime-exact"] for run in said]
+    kept = [run["operations-per-second"]["during"] / run["operations-per-second"]["before"] for run in said]
     identical = all(run["identical"] for run in said)
     return [
         Result("demo: downtime", f"{median(downtime):.1f} ms", f"worst {max(downtime):.1f} ms", "", "< 50 ms",

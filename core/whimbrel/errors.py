@@ -286,7 +286,11 @@ class HandoverTimeout(MigrationError):
 
 
 class HandoverUndecided(MigrationError):
-    """The source has let go, and the destination's last word is missing: it may run there, it never runs here."""
+    """The link broke in the middle of the handover, and an operator must say who owns the machine.
+
+    At the source: it has let go, and the destination's last word is missing; the machine may run there, it never runs
+    here by itself. At the destination: it holds the machine whole and stopped, and the order to start is missing.
+    """
 
     code = "undecided"
     exit_code = 3

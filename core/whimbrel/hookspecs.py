@@ -53,7 +53,8 @@ def whimbrel_transports() -> Sequence[TransportSpec]:  # type: ignore[empty-body
 def whimbrel_savevm_handlers(machine: BareMachine) -> Sequence[SaveVMSpec]:  # type: ignore[empty-body]
     """Offer handlers for parts of `machine`; `[plugins] savevm` names the active ones.
 
-    Called at the start of every migration, incoming or outgoing, on its thread.
+    Called at the start of every migration: of an outgoing one on the caller's thread, with the machine's lock held; of
+    an incoming one on the incoming thread.
     """
 
 

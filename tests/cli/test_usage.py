@@ -44,7 +44,7 @@ def test_version(cli):
         (["run", "a:b", "--incoming", "defer"], "--incoming defer is told where to wait by QMP"),
         (["run", "a:b", "--set", "downtime-limit"], "expected NAME=VALUE"),
         (["run", "a:b", "--set", "downtime-limi=3"], "did you mean 'downtime-limit'?"),
-        (["run", "a:b", "--set", "limit.peers=3"], "unknown section 'limit'"),
+        (["run", "a:b", "--set", "limit.blocks=3"], "unknown section 'limit'"),
         (["run", "a:b", "--set", "downtime-limit=soon"], "command line: parameters.downtime-limit"),
         (["run", "a:b", "--capability", "return-pat"], "did you mean 'return-path'?"),
         (["run", "a:b", "--capability", "xbzrle"], "not available in this version of whimbrel yet"),

@@ -275,7 +275,7 @@ def test_rules_are_judged_on_all_of_an_update():
 
 
 def test_a_number_too_long_to_be_written():
-    for section, name in ((Parameters(), "max-bandwidth"), (Limits(), "sections"), (Limits(), "peers")):
+    for section, name in ((Parameters(), "max-bandwidth"), (Limits(), "sections"), (Limits(), "blocks")):
         with pytest.raises(ConfigError, match="not a huge number"):
             section.set(name, 10**5000)
 
@@ -326,8 +326,8 @@ def test_own_defaults():
         "notifiers": (), "active": (), "savevm": ("ram", "devices"), "disable": (), "prefer": {}
     }  # fmt: skip
     assert Limits().as_dict() == {
-        "connect-timeout": 10.0, "header-timeout": 10.0, "handover-timeout": 0.0, "peers": 8, "sections": 4096,
-        "blocks": 4096, "device-section": 16 << 20, "description": 16 << 20,
+        "connect-timeout": 10.0, "header-timeout": 10.0, "handover-timeout": 0.0, "sections": 4096,
+        "blocks": 4096, "description": 16 << 20,
     }  # fmt: skip
 
 
@@ -343,7 +343,7 @@ def test_own_defaults():
         (Limits, "connect-timeout", "500ms", 0.5),
         (Limits, "connect-timeout", 3, 3.0),
         (Limits, "handover-timeout", 0, 0.0),
-        (Limits, "device-section", "1MiB", 1 << 20),
+        (Limits, "description", "1MiB", 1 << 20),
         (Limits, "sections", 1, 1),
     ],
 )
@@ -375,9 +375,9 @@ def test_own_settings(section, name, value, stored):
         (Limits, "connect-timeout", 86401),
         (Limits, "connect-timeout", True),
         (Limits, "handover-timeout", -1),
-        (Limits, "device-section", 4095),
-        (Limits, "device-section", "5GiB"),
-        (Limits, "device-section", "16MB"),
+        (Limits, "description", 4095),
+        (Limits, "description", "5GiB"),
+        (Limits, "description", "16MB"),
         (Limits, "sections", 0),
         (Limits, "sections", "4096"),
         (Limits, "sections", 1.0),

@@ -20,7 +20,8 @@ def plugins(config: str | None, as_json: bool) -> None:
     from whimbrel.migration.machine import manager_for
     from whimbrel.settings import Settings
 
-    catalogue = manager_for(Settings.load(config)).catalogue()
+    settings = Settings.load(config)
+    catalogue = manager_for(settings).catalogue(savevm=settings.plugins.savevm)
     if as_json:
         print_json(catalogue.as_dict())
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,8 @@ def run(
     from whimbrel.cli._foreground import Foreground
     from whimbrel.cli._machines import build
     from whimbrel.cli._signals import Signals
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")  # what the notifier `log` says goes here
 
     with ExitStack() as stack:
         machine = build(app, config, overrides(capabilities, assignments))

@@ -59,7 +59,7 @@ class RamBlock:
         return self.area.fd
 
     def array(
-        self, dtype: npt.DTypeLike = np.uint8, shape: int | tuple[int, ...] | None = None, offset: int = 0
+        self, shape: int | tuple[int, ...] | None = None, dtype: npt.DTypeLike = np.uint8, offset: int = 0
     ) -> npt.NDArray[Any]:
         """View the block's memory from byte `offset` on as an array, without a copy.
 
@@ -159,7 +159,7 @@ class Ram:
         kind = np.dtype(dtype)
         if kind.hasobject:
             raise ConfigError(f"an array of {kind} cannot live in RAM: its items have no bytes of their own")
-        return self.add(name, _items(shape) * kind.itemsize).array(kind, shape)
+        return self.add(name, _items(shape) * kind.itemsize).array(shape, kind)
 
     @property
     def total(self) -> int:

@@ -38,7 +38,7 @@ MOVES: Final[Mapping[RunState, frozenset[RunState]]] = {
     RunState.PAUSED: frozenset({RunState.RUNNING, RunState.FINISH_MIGRATE, RunState.SHUTDOWN}),
     RunState.FINISH_MIGRATE: frozenset({RunState.RUNNING, RunState.PAUSED, RunState.POSTMIGRATE}),
     RunState.POSTMIGRATE: frozenset({RunState.PAUSED, RunState.SHUTDOWN}),
-    RunState.INTERNAL_ERROR: frozenset({RunState.PAUSED, RunState.SHUTDOWN}),
+    RunState.INTERNAL_ERROR: frozenset({RunState.SHUTDOWN}),
     RunState.SHUTDOWN: frozenset(),
 }  # fmt: skip
 

@@ -27,6 +27,7 @@ def resolve(uri: str, plugins: PluginManager) -> Destination:
     try:
         spec = plugins.transport(scheme)
     except UnknownNameError as exc:
-        exc.message = f"{exc.message} in {uri!r}"
+        if exc.kind == "transport":
+            exc.message = f"{exc.message} in {uri!r}"
         raise
     return Destination(uri, address, spec)

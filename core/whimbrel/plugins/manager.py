@@ -331,23 +331,26 @@ class PluginManager:
 
     # ------------------------------------------------------------------------------------------- the catalogue
 
-    def catalogue(self) -> Catalogue:
-        """What there is and how it does. Imports and asks what has not been yet; raises nothing of the plugins'."""
+    def catalogue(self, *, savevm: Collection[str] = ()) -> Catalogue:
+        """What there is and how it does. Imports and asks what has not been yet; raises nothing of the plugins'.
+
+        `savevm` are the handlers that settings name for every machine: their plugins count as active.
+        """
         self._registry.load()
         with self._lock:
             for offer in ASKED_ONCE:
                 self._gather(offer)
-            rows = [self._row(record) for record in self._registry.plugins]
+            rows = [self._row(record, {*self._active, *self._notifiers, *savevm}) for record in self._registry.plugins]
         return Catalogue(tuple(sorted(rows, key=lambda row: row.name)))
 
-    def _row(self, record: Record) -> PluginRow:
+    def _row(self, record: Record, named: Collection[str]) -> PluginRow:
         state: State = "offered"
         reason = record.whats_wrong()
         if record.disabled:
             state, reason = "disabled", "settings say so"
         elif reason:
             state = "broken"
-        elif record.by_program or record.name in self._active or record.name in self._notifiers:
+        elif record.by_program or record.name in named:
             state = "active"
         return PluginRow(
             name=record.name,

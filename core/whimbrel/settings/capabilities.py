@@ -59,7 +59,8 @@ class Capabilities(Section):
     )
     block: bool = _later("send drives along", "QEMU 2.11", "drives are not migrated")
     return_path: bool = _works(
-        "open the way back from the destination, so that the source learns whether it has loaded everything",
+        "insist on a way back from the destination: refuse a transport that has none. Where there is one, it is "
+        "always open, so that the source learns whether the destination has loaded everything",
         "QEMU 2.10",
     )
     pause_before_switchover: bool = _works(
@@ -90,6 +91,6 @@ class Capabilities(Section):
     )
     switchover_ack: bool = _works(
         "let the source wait, before it stops the guest, until the destination says that it is ready; "
-        "needs return-path",
+        "must be on at both ends, and needs a transport with a way back",
         "QEMU 8.1",
     )

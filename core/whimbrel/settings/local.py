@@ -197,8 +197,6 @@ class Limits(Section):
         "how long the source waits, with its guest stopped, for the destination to say that it has everything; "
         "0 for four times the downtime-limit and at least 2 s",
     )
-    peers: int = setting(_count(1024), 8, "connections that may wait at once to show what they are")
     sections: int = setting(_count(1_000_000), 4096, "sections in one stream")
     blocks: int = setting(_count(1_000_000), 4096, "RAM blocks in one stream")
-    device_section: int = setting(_SIZE, 16 << 20, "bytes of one device's section")
     description: int = setting(_SIZE, 16 << 20, "bytes of the description at the end of a stream")

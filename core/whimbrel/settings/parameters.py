@@ -95,7 +95,7 @@ class Parameters(Section):
     announce_initial: int = setting(
         _bounded(0, 100_000, unit="ms"),
         50,
-        "delay before an arrived guest is announced for the first time",
+        "delay between the first announcement of an arrived guest, which is made at once, and the second",
         since="QEMU 4.0",
     )
     announce_max: int = setting(

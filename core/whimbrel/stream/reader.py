@@ -103,6 +103,7 @@ class Reader:
         if count == 0:
             raise ChannelLost(
                 f"the stream ended where at least {missing} more bytes were expected",
+                hint="the peer has hung up: its own error says why",
                 place=Place(offset=self._base + self._end, peer=self._channel.peer),
             )
         return count

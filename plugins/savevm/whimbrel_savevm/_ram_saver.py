@@ -129,6 +129,7 @@ class _TrackedBlock:
         self.block = block
         self.dirty = DirtyBitmap(block.pages)
         self._untouched: BoolArray | None = None
+        self._mostly_zero = False  # the last batch was
 
     def begin(self, tracker: DirtyTracker) -> None:
         """Everything is dirty; `tracker` has just been started."""
@@ -148,24 +149,27 @@ class _TrackedBlock:
     def zero_pages(self, memory: ByteArray, indices: IndexArray) -> BoolArray:
         """Which of the pages at `indices` are zero. One that was written meanwhile is dirty again, and comes again."""
         if self._untouched is None:
-            return zero_pages(memory, indices)
-        zero = self._untouched[indices]
-        if not zero.all():
-            zero[~zero] = zero_pages(memory, indices[~zero])
+            zero = zero_pages(memory, indices, probe=not self._mostly_zero)
+        else:
+            zero = self._untouched[indices]
+            if not zero.all():
+                zero[~zero] = zero_pages(memory, indices[~zero], probe=not self._mostly_zero)
+        self._mostly_zero = 2 * int(np.count_nonzero(zero)) > len(zero)
         return zero
 
 
-def zero_pages(memory: ByteArray, indices: IndexArray) -> BoolArray:
+def zero_pages(memory: ByteArray, indices: IndexArray, *, probe: bool = True) -> BoolArray:
     """Which of the pages at `indices` (ascending, shape (n,)) of `memory` (shape (size,)) are all zero, shape (n,).
 
-    Most pages that are not zero show it in their first word, so only the others are read whole.
+    Most pages that are not zero show it in their first word, so with `probe` only the others are read whole. Where most
+    are zero the probe costs as much again, a cache miss a page, and is better left out.
     """
     words: npt.NDArray[np.uint64] = memory.view(np.uint64).reshape(-1, _WORDS)
     run = wire.as_slice(indices)
+    if not probe:
+        whole: BoolArray = np.bitwise_or.reduce(words[indices if run is None else run], axis=1) == 0
+        return whole
     maybe: BoolArray = words[indices if run is None else run, 0] == 0
-    candidates = indices[maybe]
-    if len(candidates) == 0:
-        return maybe
-    run = wire.as_slice(candidates)
-    maybe[maybe] = np.bitwise_or.reduce(words[candidates if run is None else run], axis=1) == 0
+    if maybe.any():
+        maybe[maybe] = zero_pages(memory, indices[maybe], probe=False)
     return maybe

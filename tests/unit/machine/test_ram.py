@@ -30,9 +30,9 @@ def test_an_array_is_a_view_of_its_block(ram):
     assert not plate.any()
     plate[0, 0, 1] = 1.5
     assert ram["plate"].view[4:8].view(np.float32)[0] == 1.5
-    assert ram["plate"].array("float32")[1] == 1.5
-    assert ram["plate"].array("float32").size == PAGE_SIZE // 4
-    assert ram["plate"].array("float32", (20, 3), offset=240).base is not None
+    assert ram["plate"].array(dtype="float32")[1] == 1.5
+    assert ram["plate"].array(dtype="float32").size == PAGE_SIZE // 4
+    assert ram["plate"].array((20, 3), "float32", offset=240).base is not None
     assert ram.array("flat", 7, np.dtype([("a", "u1"), ("b", "f8")])).shape == (7,)
 
 
@@ -88,9 +88,9 @@ def test_an_array_stays_inside_of_its_block(ram):
     block = ram.add("a", PAGE_SIZE)
     for shape, offset in ((1025, 0), (1, PAGE_SIZE - 3), (1, -4), (None, PAGE_SIZE + 4)):
         with pytest.raises(ConfigError, match="do not fit"):
-            block.array("f4", shape, offset)
-    assert block.array("f4", None, PAGE_SIZE - 6).size == 1
-    assert block.array("f4", 0, PAGE_SIZE).size == 0
+            block.array(shape, "f4", offset)
+    assert block.array(None, "f4", PAGE_SIZE - 6).size == 1
+    assert block.array(0, "f4", PAGE_SIZE).size == 0
 
 
 def test_blocks_may_be_refused_by_the_machine():
