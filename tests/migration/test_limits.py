@@ -204,15 +204,24 @@ def test_what_does_not_converge_completes_when_the_limit_is_raised(make_pair, ch
 
 def test_a_limit_of_nothing_waits_for_a_round_that_leaves_nothing(make_pair, churning, settings):
     settings.parameters.downtime_limit = 0
-    build = churning({"a": 10})
+    build = churning({"a": 10}, rest=0)
     pair = make_pair(build, settings=settings)
-    many = threading.Event()
-    pair.source.notifiers.add(lambda event: getattr(event, "number", 0) > 5 and many.set())
+    rounds, enough = [], threading.Event()
+
+    def look(event):
+        if hasattr(event, "round"):
+            rounds.append(event.round.remaining)
+        if len(rounds) >= 5 or getattr(event, "new", "") == "completed":
+            enough.set()
+
+    pair.source.notifiers.add(look)
     pair.source.start()
     incoming, outgoing = pair.migrate()
-    build.source.wait_steps(50)
-    pair.source.stop()  # now nobody writes
+    assert enough.wait(LONG)
+    pair.source.stop()  # now nobody writes, unless it has gone already
     assert outgoing.wait(LONG).status is MigrationStatus.COMPLETED
     incoming.wait(LONG)
-    assert pair.destination.run_state == "paused"
+    assert all(rounds[:-1])
+    assert rounds[-1] == 0
+    pair.destination.stop()
     build.destination.check()

@@ -94,13 +94,14 @@ def test_while_it_runs_everything_adds_up(make_pair, build, settings):
     assert info.status is MigrationStatus.ACTIVE
     assert (info.downtime, info.downtime_exact) == (None, None)
     assert 0 < info.ram.remaining < info.ram.total
-    assert 0 < (info.ram.normal + info.ram.duplicate) * PAGE == info.ram.total - info.ram.remaining
-    assert 0 < info.ram.transferred <= 60_000
+    assert 0 < (info.ram.normal + info.ram.duplicate) * PAGE <= info.ram.total
+    assert info.ram.normal_bytes < info.ram.transferred < info.ram.total
     assert info.ram.dirty_sync_count == 1
     assert info.rounds == 0
     answer = info.as_qmp()
     assert answer.keys() - {"expected-downtime"} == {"status", "setup-time", "total-time", "ram"}
     assert answer["ram"].keys() == RAM_KEYS
+    settings.parameters.max_bandwidth = 0
     later = outgoing.info
     assert later.total_time >= info.total_time
     channel.release()
