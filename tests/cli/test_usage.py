@@ -99,7 +99,7 @@ def test_debug_shows_the_traceback(cli):
 
 
 def test_a_bug_is_one_line_as_well(cli, complaint, monkeypatch):
-    monkeypatch.setattr("whimbrel.plugins.PluginManager.catalogue", lambda _: 1 / 0)
+    monkeypatch.setattr("whimbrel.plugins.PluginManager.catalogue", lambda _, **__: 1 / 0)
     result = cli("plugins")
     assert result.exit_code == 1
     assert complaint(result).startswith("unexpected ZeroDivisionError")
