@@ -108,5 +108,9 @@ def destination_handover() -> Handover[DestinationOwnership]:
 
 
 def last_word_timeout(limit: float) -> float:
-    """How long the source, which has let go, waits for the destination to say that it runs, in seconds."""
+    """How long a side that may do nothing without the other's word waits for it, in seconds.
+
+    The source, RELEASED, waits for the destination to say that it runs; the destination, PREPARED, for the order to.
+    Nothing follows from the silence but that somebody has to decide.
+    """
     return limit or 10.0

@@ -18,7 +18,6 @@ from whimbrel.abc import Channel, Listener, Patience
 from whimbrel.errors import (
     ChannelError,
     HandoverUndecided,
-    IncompatibleError,
     MigrationCancelled,
     MigrationError,
     Place,
@@ -30,14 +29,14 @@ from whimbrel.events import Arrived, MigrationFinished, StateChanged
 from whimbrel.machine import BareMachine, RunState
 from whimbrel.migration.announce import Announcer
 from whimbrel.migration.globalstate import GlobalStateHandler
-from whimbrel.migration.handover import DestinationOwnership, destination_handover
+from whimbrel.migration.handover import DestinationOwnership, destination_handover, last_word_timeout
 from whimbrel.migration.loader import StreamLoader
 from whimbrel.migration.quietly import quietly
 from whimbrel.migration.savevm import Registry
 from whimbrel.migration.statistics import MigrationInfo
 from whimbrel.migration.status import DESTINATION_MOVES, MigrationStatus, StatusMachine
 from whimbrel.plugins import PluginManager
-from whimbrel.stream import Reader, Writer
+from whimbrel.stream import Reader
 from whimbrel.wire.return_path import Message, Shut, encode
 
 _log = logging.getLogger("whimbrel")
@@ -64,6 +63,8 @@ class IncomingMigration:
         self._patience = Patience(FOR_EVER)
         self._deciding = threading.Lock()  # a cancel, the proof, the end and an operator's word exclude each other
         self._settled = False
+        self._watchdog: threading.Timer | None = None
+        self._late = threading.Event()  # the watchdog has closed the channel
         self._channel: Channel | None = None
         self._loader: StreamLoader | None = None
         self._global_state: GlobalStateHandler | None = None
@@ -192,8 +193,7 @@ class IncomingMigration:
             if self._patience.cancelled.is_set():
                 raise MigrationCancelled("cancelled while connecting")
         reader = self._reader = Reader(channel)
-        out = Writer(channel) if channel.duplex else None
-        answer = _answerer(out) if out is not None else None
+        answer = _answerer(channel) if channel.duplex else None
         loader = self._loader = StreamLoader(self._machine, registry, reader, answer, on_prepared=self._prepared)
         try:
             self._load_header(loader, channel)
@@ -229,23 +229,27 @@ class IncomingMigration:
             _try_to(lambda: answer(Shut(0)) if answer else None)
             _try_to(loader.load_description)
             return
-        self._load_rest(loader)
-        if answer is None:
+        if answer is None or not loader.return_path_open:
+            # Nobody listens to us, so nothing can be proved.
+            _try_to(loader.load_description)
             self._take_over(bool(self._start))
             return
-        # A source that asked for no proof (QEMU) lets go by itself: it has, once it hangs up in order behind our SHUT.
+        # A source that asked for no proof (QEMU) lets go by itself: it has, once it hangs up in order behind our SHUT,
+        # and not if it does so before.
+        loader.load_description()
         answer(Shut(0))
-        _expect_hang_up(channel)
+        self._expect_hang_up(channel)
         self._take_over(self._start)
 
-    def _load_rest(self, loader: StreamLoader) -> None:
-        try:
-            loader.load_description()
-        except (ChannelError, StreamError) as exc:
-            _log.warning("the stream has no description behind its end: %s", exc)
+    def _expect_hang_up(self, channel: Channel) -> None:
+        """Wait until the peer hangs up in order. Raises StreamError for more bytes, ChannelError if the link breaks."""
+        assert self._reader is not None, "hung up on before anything was read"
+        if len(self._reader.window(0)) or channel.recv_into(memoryview(bytearray(1))):
+            raise StreamError("bytes came behind the end of the stream", place=Place(offset=self._reader.offset))
 
     def _take_over(self, start: bool | None) -> None:
         """The machine is ours: start it, or leave it paused."""
+        self._stop_watching()
         assert self._global_state is not None, "taken over before anything was loaded"
         came = self._global_state.run_state
         goes_on = RunState.PAUSED if start is False else came
@@ -262,10 +266,19 @@ class IncomingMigration:
             if self._patience.cancelled.is_set():
                 raise MigrationCancelled("cancelled before everything was here")
             self._ownership.move(DestinationOwnership.PREPARED)
+        # From here on nobody runs, so the order must come soon, or somebody has to decide.
+        assert self._channel is not None, "prepared without a channel"
+        seconds = last_word_timeout(self._machine.settings.limits.handover_timeout)
+        self._watchdog = _close_after(seconds, self._channel, self._late)
+
+    def _stop_watching(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.cancel()
 
     # --------------------------------------------------------------------------------------------- the end
 
     def _settle(self, error: WhimbrelError | None, registry: Registry | None) -> None:
+        self._stop_watching()
         with self._deciding:
             self._settled = True
             cancelled = self._patience.cancelled.is_set()
@@ -294,8 +307,9 @@ class IncomingMigration:
         """After the proof was sent the source may have let go: what is here is kept, and that is the error."""
         if self._ownership.now is not DestinationOwnership.PREPARED:
             return error
+        reason = "it took too long" if self._late.is_set() else error
         undecided = HandoverUndecided(
-            f"the machine is here, whole and stopped, and the source's order to start it has not come ({error})",
+            f"the machine is here, whole and stopped, and the source's order to start it has not come ({reason})",
             hint="ask the source: if it does not run and never will, adopt() starts it here; if it runs, discard() it",
             place=getattr(error, "place", None) or Place(),
         )
@@ -310,26 +324,16 @@ class IncomingMigration:
         self._machine.notifiers.emit(StateChanged(role="destination", old=old, new=new))
 
 
-def _answerer(out: Writer) -> Callable[[Message], None]:
-    def answer(message: Message) -> None:
-        out.write(encode(message))
-        out.flush()
-
-    return answer
+def _answerer(channel: Channel) -> Callable[[Message], None]:
+    return lambda message: channel.send(encode(message))
 
 
 def _try_to(action: Callable[[], object]) -> None:
-    """After the take-over nothing on the link can change what has happened."""
+    """Behind the end of the stream nothing on the link changes what is here."""
     try:
         action()
-    except (ChannelError, StreamError, IncompatibleError) as exc:
-        _log.warning("after the machine was taken over: %s", exc)
-
-
-def _expect_hang_up(channel: Channel) -> None:
-    """Wait for the orderly end of the peer's bytes. Raises StreamError for more, ChannelError if the link breaks."""
-    if channel.recv_into(memoryview(bytearray(1))):
-        raise StreamError("bytes came behind the end of the stream")
+    except (ChannelError, StreamError) as exc:
+        _log.warning("behind the end of the stream: %s", exc)
 
 
 def _refuse(channel: Channel) -> None:

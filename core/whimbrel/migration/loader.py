@@ -54,7 +54,7 @@ class StreamLoader:
         self._order = SectionOrder(self._limits.sections)
         self._entries: dict[int, Entry] = {}
         self._ended: set[int] = set()  # registry ids of what has come whole
-        self._return_path_open = False
+        self.return_path_open = False
         self._acknowledge = machine.settings.capabilities.switchover_ack
         self.proved = False  # a PING behind the devices was answered: the source switches in two phases
         self.prepared = False
@@ -154,12 +154,12 @@ class StreamLoader:
             return
         if self._answer is None:
             raise StreamError("the source wants a return path, and this transport has no way back")
-        if self._return_path_open:
+        if self.return_path_open:
             raise StreamError("the source opens the return path twice")
-        self._return_path_open = True
+        self.return_path_open = True
 
     def _pong(self, ping: Ping) -> None:
-        if self._answer is None or not self._return_path_open:
+        if self._answer is None or not self.return_path_open:
             raise StreamError("a PING came without an open return path")
         if self._devices_seen() and not self.prepared:
             self._prepare()
@@ -167,7 +167,7 @@ class StreamLoader:
         self._answer(Pong(ping.value))
 
     def _acknowledge_switchover(self) -> None:
-        if self._answer is not None and self._return_path_open:
+        if self._answer is not None and self.return_path_open:
             self._answer(SwitchoverAck())
         self._acknowledge = False
 
