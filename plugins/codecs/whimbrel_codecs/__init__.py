@@ -1,1 +1,4 @@
-"""The bundled codecs: one module each, found through entry points. There are none yet: xbzrle, zlib and zstd come here."""
+"""The bundled codecs: one module each, found through entry points.
+
+There are none yet; xbzrle, zlib and zstd will be here.
+"""
