@@ -17,7 +17,7 @@ from whimbrel.machine.bitmap import DirtyBitmap
 from whimbrel.wire import ram as wire
 
 BATCH: Final = 2048  # pages taken and tested at once: enough to hide what a batch costs by itself
-STAGE: Final = 256  # pages copied and sent at once: a stage of 1 MiB stays in the second-level cache
+STAGE: Final = 512  # pages sent at once: with a word each they fill the longest vector that the kernel takes
 
 _WORDS: Final = wire.PAGE_SIZE // 8
 
