@@ -25,13 +25,13 @@ def build(churning):
 # ---------------------------------------------------------------------------------------------- pause-before-switchover
 
 
-def paused_before_switchover(make_pair, build, settings):
+def paused_before_switchover(make_pair, build, settings, *, start=None):
     settings.capabilities.pause_before_switchover = True
     pair = make_pair(build, settings=settings)
     reached = threading.Event()
     pair.source.notifiers.add(lambda event: getattr(event, "new", "") == "pre-switchover" and reached.set())
     pair.source.start()
-    incoming, outgoing = pair.migrate()
+    incoming, outgoing = pair.migrate(start=start)
     assert reached.wait(LONG)
     return pair, incoming, outgoing
 
@@ -58,13 +58,12 @@ def test_it_waits_with_the_guest_stopped_until_it_may_go_on(make_pair, build, se
 
 def test_what_the_program_changes_while_it_waits_arrives(make_pair, build, settings):
     """That is what the pause is for: a last chance to put things in order."""
-    pair, incoming, outgoing = paused_before_switchover(make_pair, build, settings)
+    pair, incoming, outgoing = paused_before_switchover(make_pair, build, settings, start=False)
     build.source.blocks["b"].view[100:105] = [1, 2, 3, 4, 5]
     build.source.dial.name = b"changed!"
     outgoing.proceed()
     outgoing.wait(LONG)
     incoming.wait(LONG)
-    pair.destination.stop()
     assert build.destination.blocks["b"].view[100:105].tolist() == [1, 2, 3, 4, 5]
     assert build.destination.dial.name == b"changed!"
 

@@ -56,12 +56,7 @@ def move(make_pair, build, settings, **more):
     "tracker",
     [
         "userfaultfd",
-        pytest.param(
-            "compare",
-            marks=pytest.mark.xfail(
-                strict=False, reason="compare loses writes made while it starts: see test_a_write_while_it_starts"
-            ),
-        ),
+        "compare",
         "manual",
     ],
 )

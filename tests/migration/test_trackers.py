@@ -12,12 +12,7 @@ MODULES = {"compare": compare, "manual": manual, "userfaultfd": userfaultfd}
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(
-            "compare",
-            marks=pytest.mark.xfail(
-                strict=True, reason="a page written between known_zero and the copy stays 'untouched' and is never sent"
-            ),
-        ),
+        "compare",
         "manual",
     ],
 )

@@ -151,7 +151,7 @@ class FaultyChannel(ChannelWrapper):
         view = memoryview(buffer).cast("B")
         self._stand_still(self._in)
         if self._in.at_cut:
-            self._die()
+            self.die()
         if self._dead_end():
             return 0
         size = self._in.next_piece(len(view))
@@ -163,7 +163,7 @@ class FaultyChannel(ChannelWrapper):
             raise
         self._in.passed(view[:count])
         if self._in.at_cut:
-            self._die()
+            self.die()
         return count
 
     def send(self, data: Buffer) -> None:
@@ -175,7 +175,7 @@ class FaultyChannel(ChannelWrapper):
         while rest:
             self._stand_still(self._out)
             if self._out.at_cut:
-                self._die()
+                self.die()
             if self.dead.is_set() and not self._closed:
                 raise self._lost()
             piece = memoryview(bytearray(rest[: self._out.next_piece(len(rest))]))
@@ -188,7 +188,7 @@ class FaultyChannel(ChannelWrapper):
                     raise self._lost() from None
                 raise
         if self._out.at_cut:
-            self._die()
+            self.die()
 
     def end_writing(self) -> None:
         """End writing, unless the link is dead."""
@@ -208,7 +208,8 @@ class FaultyChannel(ChannelWrapper):
             self._released.wait()
             self.stalled.clear()
 
-    def _die(self) -> None:
+    def die(self) -> None:
+        """Cut the link now, in the way that the faults say."""
         if not self.dead.is_set():
             self.dead.set()
             self._released.set()

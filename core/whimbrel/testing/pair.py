@@ -35,7 +35,7 @@ from whimbrel.testing.memory import MemoryNetwork
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["Build", "Pair", "RecordingChannel"]
+__all__ = ["Build", "Pair", "RecordingChannel", "settle"]
 
 Build: TypeAlias = Callable[..., Machine]
 """Makes a machine; called as `build(settings=settings, plugins=plugins)`, once for each side."""
