@@ -58,7 +58,7 @@ def test_it_waits_with_the_guest_stopped_until_it_may_go_on(make_pair, build, se
 
 def test_what_the_program_changes_while_it_waits_arrives(make_pair, build, settings):
     """That is what the pause is for: a last chance to put things in order."""
-    pair, incoming, outgoing = paused_before_switchover(make_pair, build, settings, start=False)
+    _, incoming, outgoing = paused_before_switchover(make_pair, build, settings, start=False)
     build.source.blocks["b"].view[100:105] = [1, 2, 3, 4, 5]
     build.source.dial.name = b"changed!"
     outgoing.proceed()
