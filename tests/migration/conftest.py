@@ -315,7 +315,7 @@ def _walk_ram(reader, kind, one, block):
         reader.advance(run.size)
 
 
-@pytest.fixture(name="walk")
+@pytest.fixture(name="walk", scope="session")
 def _walk():
     """`walk(stream)`: its elements."""
     return walk

@@ -45,7 +45,8 @@ def test_it_waits_with_the_guest_stopped_until_it_may_go_on(make_pair, build, se
         outgoing.wait(0.05)
     with pytest.raises(StateError, match="Migration is not finalized yet"):
         pair.source.start()
-    pair.source.stop()  # it does not run
+    with pytest.raises(StateError, match="Migration is not finalized yet"):
+        pair.source.stop()
     assert (build.source.counter.steps, len(pair.recorded.sent)) == (steps, sent)
     assert incoming.status is MigrationStatus.ACTIVE
     outgoing.proceed()
