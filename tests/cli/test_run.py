@@ -159,7 +159,7 @@ def test_an_undecided_machine_is_held_until_an_operator_decides(pair, cut_after_
         monitor.execute("quit")
     assert source.exit_code == 0
     with MonitorClient.connect(THERE) as monitor:
-        monitor.execute("cont")
+        monitor.execute("x-whimbrel-adopt")
         assert monitor.execute("query-status")["running"]
     destination.interrupt()
     assert destination.exit_code == 130

@@ -60,13 +60,13 @@ def test_pause_before_switchover(pair, listen, switch_on, hear):
     for command, arguments, text in [
         ("migrate-continue", {"state": "active"}, "Migration not in expected state: pre-switchover"),
         ("cont", {}, "Migration is not finalized yet"),
+        ("stop", {}, "Migration is not finalized yet"),
         ("migrate", {"uri": "tcp:127.0.0.1:1"}, "There's a migration process in progress"),
         ("migrate-set-capabilities", {"capabilities": []}, "There's a migration process in progress"),
     ]:
         with pytest.raises(MonitorError) as caught:
             pair.at_source.execute(command, **arguments)
         assert str(caught.value) == text
-    assert pair.at_source.execute("stop") == {}
     pair.at_source.execute("migrate-continue", state="pre-switchover")
     heard += hear(pair.at_source, "completed")
     count = pair.at_source.execute("query-migrate")["ram"]["dirty-sync-count"]
@@ -177,15 +177,21 @@ def pump(source, sink, until):
         return
 
 
-def test_cont_takes_a_machine_that_waits_for_the_word(undecided, hear):
+def test_a_machine_that_waits_for_the_word_is_adopted_and_not_by_cont(undecided, hear):
     info = undecided.at_destination.execute("x-whimbrel-info")
     assert (info["status"], info["ownership"], info["error-code"]) == ("failed", "prepared", "undecided")
-    with pytest.raises(MonitorError, match="waits for a decision here: cont runs it, x-whimbrel-discard drops it"):
+    with pytest.raises(MonitorError, match="waits for a decision here: x-whimbrel-adopt or x-whimbrel-discard"):
         undecided.at_destination.execute("migrate-incoming", uri="tcp:127.0.0.1:0")
+    with pytest.raises(MonitorError, match="x-whimbrel-adopt if the source does not run and never will"):
+        undecided.at_destination.execute("cont")
+    assert undecided.at_destination.execute("query-status")["status"] == "inmigrate"
     hear(undecided.at_destination, "setup")
-    assert undecided.at_destination.execute("cont") == {}
+    assert undecided.at_destination.execute("x-whimbrel-adopt") == {}
     assert hear(undecided.at_destination, "RESUME") == ["RESUME"]
     assert undecided.at_destination.execute("query-status")["running"]
+    for command in ("x-whimbrel-adopt", "x-whimbrel-discard"):
+        with pytest.raises(MonitorError, match="no machine that has arrived here waits for a decision"):
+            undecided.at_destination.execute(command)
 
 
 def test_discard_drops_it_and_another_may_come(undecided, listen):

@@ -124,7 +124,7 @@ class Foreground:
             return None
         arriving = self._expected if self._expected is not None else self._machine.migration
         if isinstance(arriving, IncomingMigration) and arriving.ownership == "prepared":
-            complain(f"{end.error}; {self._held('cont, or x-whimbrel-discard')}")
+            complain(f"{end.error}; {self._held('x-whimbrel-adopt, or x-whimbrel-discard')}")
             return None
         if self._expected is None:
             complain(f"{end.error}; waiting to be told where the next one arrives")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
-from whimbrel.errors import MonitorError, WhimbrelError
+from whimbrel.errors import ConfigError, MonitorError, WhimbrelError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -52,7 +52,9 @@ def exit_status(info: Info) -> int:
     """What to exit with for a migration that has ended as `info` says."""
     if info["status"] == "completed":
         return 0
-    return _classes().get(info.get("error-code") or info["status"], WhimbrelError).exit_code
+    status = _classes().get(info.get("error-code") or info["status"], WhimbrelError).exit_code
+    # Settings have been set and a migration has begun, so this is not the status that says nothing has changed.
+    return WhimbrelError.exit_code if status == ConfigError.exit_code else status
 
 
 def counters(info: Info) -> Mapping[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import attrs
 
-from whimbrel.errors import ConfigError, MonitorError, StateError
+from whimbrel.errors import ConfigError, MonitorError, StateError, UnknownNameError
 from whimbrel.machine import RunState
 from whimbrel.migration import IncomingMigration, Machine, MigrationInfo, MigrationStatus, OutgoingMigration
 from whimbrel.migration.handover import DestinationOwnership
@@ -66,9 +66,9 @@ def _migrate_incoming(context: Context, uri: str) -> dict[str, Any]:
     try:
         machine.incoming(uri)
     except StateError as exc:
-        if _undecided(machine) is not None:
+        if _prepared(machine) is not None:
             raise MonitorError(
-                "a machine that arrived whole waits for a decision here: cont runs it, x-whimbrel-discard drops it"
+                "a machine that arrived whole waits for a decision here: x-whimbrel-adopt or x-whimbrel-discard"
             ) from None
         if machine.run_state in (RunState.PRELAUNCH, RunState.INMIGRATE):
             raise
@@ -81,11 +81,11 @@ def _migrate_incoming(context: Context, uri: str) -> dict[str, Any]:
 
 
 def _no_protocol(machine: Machine, uri: str) -> str:
-    """Why nobody takes `uri`, or an empty string if somebody does."""
+    """What is wrong with the scheme or the form of `uri`; empty if nothing is, whatever else may be."""
     try:
         resolve(uri, machine.plugins)
     except ConfigError as exc:
-        return str(exc)
+        return "" if isinstance(exc, UnknownNameError) and exc.kind != "transport" else str(exc)
     return ""
 
 
@@ -160,13 +160,15 @@ def _cont(context: Context) -> dict[str, Any]:
     machine = context.machine
     with machine.lock:
         if machine.run_state is RunState.INMIGRATE:
-            undecided = _undecided(machine)
-            if undecided is None:
+            if _prepared(machine) is not None:
                 raise MonitorError(
-                    "Guest is waiting for an incoming migration: it goes on as it did at the source once it is here"
+                    "a machine that arrived whole waits for a decision here: x-whimbrel-adopt if the source does not "
+                    "run and never will, x-whimbrel-discard if the source has the machine"
                 )
-            undecided.adopt()
-        elif machine.run_state is RunState.POSTMIGRATE:
+            raise MonitorError(
+                "Guest is waiting for an incoming migration: it goes on as it did at the source once it is here"
+            )
+        if machine.run_state is RunState.POSTMIGRATE:
             raise MonitorError(
                 "the machine was handed over and never runs here again by itself; if you know that no other copy "
                 "runs or ever will, x-whimbrel-reclaim and then cont"
@@ -175,12 +177,20 @@ def _cont(context: Context) -> dict[str, Any]:
     return {}
 
 
-def _undecided(machine: Machine) -> IncomingMigration | None:
-    """The arrival that waits for an operator's word, if there is one."""
+def _prepared(machine: Machine) -> IncomingMigration | None:
+    """The arrival that holds a whole machine and has no order to start it, if there is one."""
     migration = machine.migration
-    if not isinstance(migration, IncomingMigration) or not migration.status.finished:
+    if not isinstance(migration, IncomingMigration):
         return None
     return migration if migration.ownership is DestinationOwnership.PREPARED else None
+
+
+def _to_decide(machine: Machine) -> IncomingMigration:
+    # Without the machine's lock: a decision may wait for the arrival's thread, which takes it.
+    prepared = _prepared(machine)
+    if prepared is None:
+        raise MonitorError("no machine that has arrived here waits for a decision")
+    return prepared
 
 
 def _reclaim(context: Context) -> dict[str, Any]:
@@ -188,12 +198,13 @@ def _reclaim(context: Context) -> dict[str, Any]:
     return {}
 
 
+def _adopt(context: Context) -> dict[str, Any]:
+    _to_decide(context.machine).adopt()
+    return {}
+
+
 def _discard(context: Context) -> dict[str, Any]:
-    with context.machine.lock:
-        undecided = _undecided(context.machine)
-        if undecided is None:
-            raise MonitorError("no machine that has arrived here waits for a decision")
-        undecided.discard()
+    _to_decide(context.machine).discard()
     return {}
 
 
@@ -290,6 +301,7 @@ COMMANDS: Final = table(
         Command("query-name", _query_name),
         Command("query-block", _query_block),
         Command("x-whimbrel-reclaim", _reclaim),
+        Command("x-whimbrel-adopt", _adopt),
         Command("x-whimbrel-discard", _discard),
         Command("x-whimbrel-info", _x_info),
     ]
