@@ -67,6 +67,29 @@ def test_many_strings_in_one_message_cost_no_more_than_their_length():
     assert list(Framer().feed(message)) == [message]
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"{'a':\"" + b'\\"' * (MAX_MESSAGE // 2 - 8) + b"\n",
+        b'{"a":\'' + b"\\'" * (MAX_MESSAGE // 2 - 8) + b"\n",
+        b"['" + b"\\'\"" * (MAX_MESSAGE // 3 - 8) + b"\n",
+        b"['" + b'"' * (MAX_MESSAGE - 8) + b"\n",
+    ],
+    ids=lambda message: repr(message[:12]),
+)
+def test_a_string_that_does_not_end_costs_no_more_than_its_length(message):
+    # Hours, for whoever begins anew at each of its quotes.
+    (cut,) = Framer().feed(message)
+    with pytest.raises(MonitorError, match="JSON parse error"):
+        protocol.parse(cut)
+
+
+@pytest.mark.parametrize("message", [b"{'a", b"{'a\\", b"{'a\":1}", b"['\\'"])
+def test_a_string_that_does_not_end_is_an_error(message):
+    with pytest.raises(MonitorError, match="JSON parse error"):
+        protocol.parse(message)
+
+
 VALUES = [
     (b'{"a": 1.5, "b": [true, null, "\\u00e4"]}', {"a": 1.5, "b": [True, None, "ä"]}),
     (b"{'a': 'it\\'s \"so\"'}", {"a": 'it\'s "so"'}),

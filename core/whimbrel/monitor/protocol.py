@@ -60,7 +60,11 @@ _INSIDE: Final = {
     ord(quote): re.compile(rb"(?:[^\x00-\x1f\xfe\xff\\" + quote + rb"]++|\\[^\x00-\x1f\xfe\xff])*+")
     for quote in (b'"', b"'")
 }
-_STRING: Final = re.compile(r""""(?:[^"\\]++|\\.)*+"|'((?:[^'\\]++|\\.)*+)'""")
+# A string that does not end is matched too, to the end of the text: were it not, the search would begin anew at each
+# quote within it, and take time quadratic in what anybody may send.
+_STRING: Final = re.compile(
+    r""""(?:[^"\\]++|\\.)*+(?:"|\\?\Z)|'(?P<inner>(?:[^'\\]++|\\.)*+)(?:'|(?P<open>\\?\Z))""", re.DOTALL
+)
 _IN_QUOTES: Final = re.compile(r"""\\'|\\.|\"""", re.DOTALL)
 
 
@@ -164,8 +168,8 @@ def parse(message: bytes) -> Any:
 
 def _double_quoted(string: re.Match[str]) -> str:
     """A string in single quotes as JSON has it."""
-    inner = string[1]
-    if inner is None:
+    inner = string["inner"]
+    if inner is None or string["open"] is not None:
         return string[0]
     spelled = {"\\'": "'", '"': '\\"'}
     return '"' + _IN_QUOTES.sub(lambda part: spelled.get(part[0], part[0]), inner) + '"'
