@@ -257,7 +257,8 @@ def expected_of(cut, elements, sent):
         return {REFUSED}
     if cut == proof.end:
         return {HELD, UNDECIDED}  # with the last byte of the PING; its PONG may be quicker than the cut
-    return {LEFT, DONE} if cut == sent else {LEFT}
+    # The EOF is through. Its answer may be quicker than the cut, too, which then has done no harm.
+    return {LEFT, DONE}
 
 
 def cut_at(world, elements, sent, cuts, *, orderly):

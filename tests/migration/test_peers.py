@@ -95,8 +95,6 @@ def test_it_starts_only_when_the_source_has_hung_up(source, build, recording):
     assert qemu.incoming.ownership == "prepared"
     assert build.built[1].counter.steps == steps
     assert not qemu.incoming.cancel()
-    with pytest.raises(StateError):
-        qemu.incoming.adopt()  # not before it is known that the order will not come
     qemu.channel.close()
     assert arrived(qemu, build, steps, running=True)
 
@@ -145,6 +143,40 @@ def test_after_a_reset_it_stays_undecided_until_somebody_decides(source, build, 
     for decide in (qemu.incoming.adopt, qemu.incoming.discard):
         with pytest.raises(StateError, match="nothing is left undecided"):
             decide()
+
+
+@pytest.mark.parametrize("decision", ["adopt", "discard"])
+def test_an_operator_need_not_wait_for_the_order(source, build, recording, decision):
+    stream, _ = recording
+    qemu = source()
+    qemu.say(stream)
+    qemu.hears(PONG_1, SHUT_0)
+    getattr(qemu.incoming, decision)()
+    assert qemu.incoming.status is MigrationStatus.FAILED
+    assert isinstance(qemu.incoming.error, HandoverUndecided)
+    assert receive(qemu.channel, 1) == b""  # hung up on
+    with pytest.raises(ChannelLost):
+        qemu.say(b"x")
+    if decision == "adopt":
+        assert qemu.pair.destination.run_state is RunState.RUNNING
+        build.built[1].wait_steps(5)
+    else:
+        assert qemu.pair.destination.run_state is RunState.INMIGRATE
+        assert not build.built[1].blocks["a"].view.any()
+    with pytest.raises(StateError, match="nothing is left undecided"):
+        getattr(qemu.incoming, decision)()
+
+
+@pytest.mark.parametrize("decision", ["adopt", "discard"])
+@pytest.mark.parametrize("at", [0, 8, 100, 5_000])
+def test_there_is_nothing_to_decide_before_the_proof(source, build, recording, decision, at):
+    stream, _ = recording
+    qemu = source()
+    qemu.say(stream[:at])
+    with pytest.raises(StateError, match="nothing is left undecided: this side's ownership is loading"):
+        getattr(qemu.incoming, decision)()
+    assert not qemu.incoming.status.finished
+    qemu.channel.close()
 
 
 def test_what_is_discarded_is_gone_and_the_machine_can_wait_again(source, build, recording):

@@ -43,6 +43,15 @@ class NotedGuest(Guest):
         self._note("close")
 
 
+@pytest.fixture(autouse=True)
+def _no_thread_left():
+    before = set(threading.enumerate())
+    yield
+    for thread in set(threading.enumerate()) - before:
+        thread.join(LONG)
+        assert not thread.is_alive(), thread.name
+
+
 @pytest.fixture
 def machine():
     machine = BareMachine("m")
@@ -82,7 +91,8 @@ def in_state(machine, state):
 # What each call makes of each state; anything else is a StateError that changes nothing.
 OUTCOMES = {
     "start": {S.PRELAUNCH: S.RUNNING, S.RUNNING: S.RUNNING, S.PAUSED: S.RUNNING},
-    "stop": {state: state for state in S} | {S.RUNNING: S.PAUSED, S.PRELAUNCH: S.PAUSED},
+    "stop": {state: state for state in S if state is not S.FINISH_MIGRATE}
+    | {S.RUNNING: S.PAUSED, S.PRELAUNCH: S.PAUSED},
     "reclaim": {S.POSTMIGRATE: S.PAUSED},
     "expect_arrival": {S.PRELAUNCH: S.INMIGRATE, S.INMIGRATE: S.INMIGRATE},
     "freeze": {S.RUNNING: S.FINISH_MIGRATE, S.PAUSED: S.FINISH_MIGRATE},
@@ -148,6 +158,12 @@ def test_a_start_that_must_not_be_says_why(machine, state, words):
     with pytest.raises(StateError, match=words):
         machine.start()
     assert not machine.guest.calls
+
+
+def test_a_stop_while_it_is_handed_over_says_why(machine):
+    in_state(machine, S.FINISH_MIGRATE)
+    with pytest.raises(StateError, match="Migration is not finalized yet"):
+        machine.stop()
 
 
 # ------------------------------------------------------------------------------------------------------- power on
