@@ -4,9 +4,11 @@ import json
 
 import pytest
 
+import whimbrel
 from whimbrel.monitor import COMMANDS
 from whimbrel.monitor.context import Context
 from whimbrel.monitor.session import Session
+from whimbrel.settings import Settings
 
 CAPABILITIES = """
     xbzrle rdma-pin-all auto-converge zero-blocks compress events postcopy-ram x-colo release-ram block return-path
@@ -135,6 +137,7 @@ REFUSED = [
     ),
     ("query-status", {"x": 1}, "Parameter 'x' is unexpected"),
     ("quit", {}, "the program around this machine does not end at a monitor's word"),
+    ("x-whimbrel-adopt", {}, "no machine that has arrived here waits for a decision"),
     ("x-whimbrel-discard", {}, "no machine that has arrived here waits for a decision"),
     ("x-whimbrel-reclaim", {}, "only a machine that was handed over can be reclaimed; this one is prelaunch"),
 ]
@@ -148,6 +151,15 @@ def test_refusals_have_qemus_texts_and_change_nothing(console, command, argument
     assert console.machine.settings.as_dict() == before
     assert console.machine.migration is None
     assert console.machine.run_state == "prelaunch"
+
+
+@pytest.mark.parametrize(("command", "uri"), [("migrate", "tcp:127.0.0.1:1"), ("migrate-incoming", "tcp:127.0.0.1:0")])
+def test_a_name_in_the_settings_that_nobody_has_is_not_blamed_on_the_uri(command, uri):
+    settings = Settings()
+    settings.plugins.notifiers = ["nobody"]
+    with whimbrel.Machine("heat", settings=settings) as machine:
+        text = Console(machine).error(command, uri=uri)["desc"]
+        assert text.startswith("unknown notifier 'nobody'")
 
 
 @pytest.mark.parametrize("flag", ["blk", "inc"])

@@ -114,6 +114,46 @@ def test_a_client_that_asks_and_does_not_read_waits_for_itself(machine, serve, r
     asking.join()
 
 
+def test_what_waits_is_bounded_in_bytes_too():
+    outbox = connection.Outbox()
+    line = b"x" * (connection.MOST_BYTES // 4)
+    for count in range(4):
+        assert outbox.wait_room(0) == (count * len(line) < connection.ENOUGH_BYTES)
+        assert outbox.put(line)
+    assert not outbox.put(b"x")
+    assert outbox.take() == line * 4
+    assert outbox.wait_room(0)
+    assert outbox.put(line)
+
+
+def test_a_client_that_asks_for_much_and_does_not_read_costs_no_more_than_the_bound(machine, serve, raw, connect):
+    server = serve(machine)
+    greedy = raw(server.address).negotiate()
+    count, name = 40, "x" * 1_000_000
+    asking = threading.Thread(target=greedy.send, args=(json.dumps({"execute": name}).encode() * count,))
+    asking.start()
+    assert connect(server.address).execute("query-name") == {"name": "heat"}
+    for _ in range(count):
+        assert greedy.value()["error"]["desc"] == f"The command {name} has not been found"
+    asking.join()
+
+
+@pytest.mark.parametrize("said", [b"", b'{"execute": "query-name"}', b'{"execute": "qmp_capa'])
+def test_who_does_not_negotiate_makes_room(machine, serve, raw, monkeypatch, said):
+    monkeypatch.setattr(connection, "NEGOTIATION_TIME", 0.2)
+    client = raw(serve(machine).address)
+    client.send(said)
+    lines = [json.loads(line) for line in iter(client.line, b"")]
+    assert lines[-1]["error"]["desc"] == "no qmp_capabilities came within 0.2 s"
+
+
+def test_who_has_negotiated_may_be_silent(machine, serve, raw, monkeypatch):
+    monkeypatch.setattr(connection, "NEGOTIATION_TIME", 0.2)
+    client = raw(serve(machine).address).negotiate()
+    time.sleep(0.4)
+    assert ask(client, "query-name") == {"return": {"name": "heat"}}
+
+
 def test_there_is_a_bound_on_clients(machine, serve, connect, raw, until, monitor_threads):
     server = serve(machine)
     clients = [connect(server.address) for _ in range(MOST_CLIENTS)]

@@ -10,6 +10,7 @@ import whimbrel
 from whimbrel.errors import StateError
 from whimbrel.monitor import COMMANDS, Command
 from whimbrel.monitor.context import Context
+from whimbrel.monitor.protocol import MAX_IDENTITY
 from whimbrel.monitor.session import Session
 
 HELLO = b'{"execute": "qmp_capabilities"}'
@@ -61,6 +62,19 @@ def test_the_id_comes_back_in_replies_and_errors(session, ident):
         (reply,), _ = say(session, json.dumps({**message, "id": ident}).encode())
         assert reply["id"] == ident
         assert ("return" in reply) == (message == messages[0])
+
+
+def test_an_id_that_is_too_long_is_an_error_without_it(session):
+    say(session, HELLO)
+    fits = {"execute": "query-name", "id": "x" * (MAX_IDENTITY - 2)}
+    assert say(session, json.dumps(fits).encode())[0][0]["id"] == fits["id"]
+    message = {"execute": "cont", "id": "x" * (MAX_IDENTITY - 1)}
+    (reply,), last = say(session, json.dumps(message).encode())
+    assert reply == {
+        "error": {"class": "GenericError", "desc": "QMP input member 'id' is too long: it may have 4096 characters"}
+    }
+    assert not last
+    assert say(session, b'{"execute": "query-status"}')[0][0]["return"]["status"] == "prelaunch"
 
 
 def test_a_stranger_is_hung_up_on_before_its_words_are_commands(session):

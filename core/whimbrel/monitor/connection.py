@@ -3,7 +3,8 @@
 Rules of this module:
 
 * Whoever has something for a client puts it into its `Outbox` and never waits for the client. A client that does not
-  read is hung up on once `MOST_WAITING` lines wait for it; one that only asks and does not read is read no more.
+  read is hung up on once `MOST_WAITING` lines or `MOST_BYTES` wait for it; one that only asks and does not read is
+  read no more. One that does not negotiate within `NEGOTIATION_TIME` makes room for another.
 * The reading thread owns the connection: it alone ends it, and closes the socket when the writer is gone.
 * What is queued when the end comes is still written, for at most `LINGER` seconds: a client that has closed its
   half gets its answers, and one that is hung up on learns why.
@@ -12,6 +13,7 @@ Rules of this module:
 from __future__ import annotations
 
 import logging
+import select
 import socket
 import threading
 import time
@@ -20,12 +22,15 @@ from contextlib import suppress
 from typing import Final
 
 from whimbrel.monitor import protocol
-from whimbrel.monitor.session import Session
+from whimbrel.monitor.session import NEGOTIATION, Session
 
 __all__ = ["Connection", "Outbox"]
 
 MOST_WAITING: Final = 1000  # lines
+MOST_BYTES: Final = 4 << 20  # in those lines
 ENOUGH_WAITING: Final = 100  # lines; no further command is taken before there are fewer
+ENOUGH_BYTES: Final = 1 << 20  # in those lines
+NEGOTIATION_TIME: Final = 10.0  # seconds
 LINGER: Final = 1.0  # seconds
 CHUNK: Final = 1 << 16
 
@@ -37,6 +42,7 @@ class Outbox:
 
     def __init__(self) -> None:
         self._lines: list[bytes] = []
+        self._size = 0  # bytes in them
         self._changed = threading.Condition()
         self._writing = False
         self._ended = False
@@ -44,10 +50,11 @@ class Outbox:
     def put(self, line: bytes) -> bool:
         """Queue `line`; False if there is no room. What comes after the end is dropped."""
         with self._changed:
-            if len(self._lines) >= MOST_WAITING:
+            if len(self._lines) >= MOST_WAITING or self._size >= MOST_BYTES:
                 return False
             if not self._ended:
                 self._lines.append(line)
+                self._size += len(line)
                 self._changed.notify_all()
             return True
 
@@ -59,14 +66,17 @@ class Outbox:
             self._changed.wait_for(lambda: self._lines or self._ended)
             taken = b"".join(self._lines)
             self._lines.clear()
+            self._size = 0
             self._writing = bool(taken)
             return taken
 
-    def wait_room(self) -> bool:
-        """Wait until few lines are left; False at the end."""
+    def wait_room(self, seconds: float | None) -> bool:
+        """Wait until little is left; False at the end, and if that takes longer than `seconds`."""
         with self._changed:
-            self._changed.wait_for(lambda: len(self._lines) < ENOUGH_WAITING or self._ended)
-            return not self._ended
+            return self._changed.wait_for(self._has_room, seconds) and not self._ended
+
+    def _has_room(self) -> bool:
+        return self._ended or (len(self._lines) < ENOUGH_WAITING and self._size < ENOUGH_BYTES)
 
     def wait_written(self, seconds: float) -> bool:
         """Wait until all lines are written; False if that takes longer."""
@@ -102,7 +112,7 @@ class Connection:
     def tell(self, line: bytes) -> None:
         """Send an event, if the client has negotiated; a client for which too many wait is hung up on."""
         if self._hears and not self._outbox.put(line):
-            _log.warning("%s: %d lines wait and the client does not read; hung up", self._name, MOST_WAITING)
+            _log.warning("%s: too many lines wait and the client does not read; hung up", self._name)
             self._hears = False
             self._break()
 
@@ -133,7 +143,11 @@ class Connection:
 
     def _converse(self) -> bool:
         """Carry out what comes until it ends; whether it was we who ended it."""
-        while data := self._socket.recv(CHUNK):
+        until = time.monotonic() + NEGOTIATION_TIME
+        while self._hears or self._has_come(until - time.monotonic()):
+            data = self._socket.recv(CHUNK)
+            if not data:
+                return False
             for answer in self._session.receive(data):
                 if not self._outbox.put(answer.line):
                     return True
@@ -142,9 +156,18 @@ class Connection:
                 if answer.then is not None:
                     self._outbox.wait_written(LINGER)
                     answer.then()
-                if answer.last or not self._outbox.wait_room():
+                left = None if self._hears else max(0.0, until - time.monotonic())
+                if answer.last or not self._outbox.wait_room(left):
                     return True
-        return False
+        late = f"no {NEGOTIATION} came within {NEGOTIATION_TIME:g} s"
+        self._outbox.put(protocol.encode(protocol.error(late)))
+        return True
+
+    def _has_come(self, seconds: float) -> bool:
+        """Whether something comes in time; without a timeout of the socket, which would be the writer's as well."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return seconds > 0 and bool(poll.poll(seconds * 1000))
 
     def _hang_up(self, *, listen_on: bool) -> None:
         self._outbox.end()

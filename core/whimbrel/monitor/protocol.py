@@ -27,6 +27,7 @@ __all__ = [
     "COMMAND_NOT_FOUND",
     "GENERIC_ERROR",
     "MAX_DEPTH",
+    "MAX_IDENTITY",
     "MAX_MESSAGE",
     "Framer",
     "Request",
@@ -45,6 +46,7 @@ GENERIC_ERROR: Final = "GenericError"
 COMMAND_NOT_FOUND: Final = "CommandNotFound"
 
 MAX_MESSAGE: Final = 1 << 20  # bytes of one message; the longest sensible one has a few thousand
+MAX_IDENTITY: Final = 4096  # characters of an `id`, as we write it
 MAX_DEPTH: Final = 64  # brackets within brackets; the deepest sensible message has five
 
 # The dialect we speak, not what we are: clients look at it to know which commands and texts there are.
@@ -220,8 +222,15 @@ def request(value: object) -> Request:
 
 
 def identity(value: object) -> dict[str, Any]:
-    """The member by which the client knows the reply to its message again; empty if it gave none."""
-    return {"id": value["id"]} if isinstance(value, dict) and "id" in value else {}
+    """The member by which the client knows the reply to its message again; empty if it gave none.
+
+    Raises MonitorError for one that is too long to be sent back.
+    """
+    if not isinstance(value, dict) or "id" not in value:
+        return {}
+    if len(json.dumps(value["id"])) > MAX_IDENTITY:
+        raise MonitorError(f"QMP input member 'id' is too long: it may have {MAX_IDENTITY} characters")
+    return {"id": value["id"]}
 
 
 def encode(message: Mapping[str, Any]) -> bytes:

@@ -17,7 +17,7 @@ from whimbrel.monitor import protocol
 from whimbrel.monitor.context import Context, Then
 from whimbrel.monitor.schema import Command
 
-__all__ = ["Answer", "Session"]
+__all__ = ["NEGOTIATION", "Answer", "Session"]
 
 _log = logging.getLogger("whimbrel.monitor")
 
