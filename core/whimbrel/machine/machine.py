@@ -119,8 +119,13 @@ class BareMachine:
             self.resume(RunState.RUNNING)
 
     def stop(self) -> None:
-        """Pause the machine; returns when no guest code runs. A machine that does not run is left as it is."""
+        """Pause the machine; returns when no guest code runs. A machine that does not run is left as it is.
+
+        Raises StateError in the last part of a migration, when what the machine is next is being decided.
+        """
         with self.lock:
+            if self._run_state is RunState.FINISH_MIGRATE:
+                raise StateError("Migration is not finalized yet")
             if self._run_state is RunState.RUNNING:
                 self._stop_guest()
                 self._move(RunState.PAUSED if self._guest.failure is None else RunState.INTERNAL_ERROR)

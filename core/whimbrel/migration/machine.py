@@ -36,6 +36,7 @@ class Machine(BareMachine):
         self.notifiers.add(self.plugins.notify)
         self._outgoing: OutgoingMigration | None = None
         self._incoming: IncomingMigration | None = None
+        self._closing = False
 
     @property
     def migration(self) -> OutgoingMigration | IncomingMigration | None:
@@ -71,6 +72,8 @@ class Machine(BareMachine):
         already without a migration in progress, ConfigError or ConnectError for the URI.
         """
         with self.lock:
+            if self._closing:
+                raise StateError("the machine is being closed")
             if self.run_state not in (RunState.PRELAUNCH, RunState.INMIGRATE):
                 raise StateError(f"only a fresh machine can be the destination; this one is {self.run_state}")
             if self._incoming is not None and not self._incoming.status.finished:
@@ -92,12 +95,16 @@ class Machine(BareMachine):
         return migration is not None and migration.cancel()
 
     def close(self) -> None:
-        """Cancel a migration that runs, shut the machine down and release its memory. Twice is fine."""
-        if self._outgoing is not None:
-            self._outgoing.cancel()
-            self._outgoing.join()
-        if self._incoming is not None:
-            self._incoming.close()
+        """Cancel a migration that runs, shut the machine down and release its memory. Twice is fine.
+
+        A migration that can no longer be cancelled is cut off, and ends undecided.
+        """
+        with self.lock:
+            self._closing = True  # from here on none begins
+            attempts = (self._outgoing, self._incoming)
+        for attempt in attempts:
+            if attempt is not None:
+                attempt.close()
         super().close()
 
     def _refuse_a_second(self) -> None:
@@ -109,6 +116,8 @@ class Machine(BareMachine):
             raise StateError("Can't migrate the vm that was paused due to previous migration")
         if self.run_state in (RunState.INTERNAL_ERROR, RunState.SHUTDOWN):
             raise MigrationRefused(f"a machine in {self.run_state} cannot be migrated")
+        if self._closing:
+            raise StateError("the machine is being closed")
 
     def _register(self) -> tuple[Registry, GlobalStateHandler]:
         """This machine's handlers, made afresh for one migration."""

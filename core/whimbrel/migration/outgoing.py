@@ -1,8 +1,8 @@
 """An outgoing migration: one thread that takes a running machine through setup, rounds and the switchover.
 
-How an end comes about, whichever: something raises on the migration thread, is caught in `_run` and nowhere else,
-and `_settle` asks the ownership table what that means. Before RELEASED the machine thaws and the migration is failed or
-cancelled; after it the machine is let go of and, without the destination's last word, the end is undecided.
+Whatever raises on the migration thread ends it, and the ownership table says what that means: before RELEASED the
+machine thaws and the migration is failed or cancelled; after it the machine is let go of and, without the destination's
+last word, the end is undecided.
 
 `cancel` is a flag, a status move and a closed channel: the closed channel wakes whatever the thread is blocked in.
 The flag and the release are decided under one lock, so that a cancel is either in time or has no effect.
@@ -10,16 +10,18 @@ The flag and the release are decided under one lock, so that a cancel is either 
 
 from __future__ import annotations
 
-import logging
+import math
 import threading
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
-from whimbrel.abc import Channel, MigrationPlan, Patience, SectionKind
+from whimbrel.abc import MigrationPlan, Patience, SectionKind
 from whimbrel.errors import (
     ChannelClosed,
     ChannelError,
+    ChannelLost,
+    HandoverTimeout,
     HandoverUndecided,
     MigrationCancelled,
     MigrationError,
@@ -29,8 +31,10 @@ from whimbrel.errors import (
     StateError,
     WhimbrelError,
 )
-from whimbrel.events import MigrationFinished, Round, RoundFinished, RoundStarted, StateChanged
+from whimbrel.events import Round, RoundFinished, RoundStarted
 from whimbrel.machine import BareMachine, RunState
+from whimbrel.migration.attempt import Attempt
+from whimbrel.migration.deadline import Deadline
 from whimbrel.migration.globalstate import GlobalStateHandler
 from whimbrel.migration.handover import (
     FIRST_PING,
@@ -44,45 +48,40 @@ from whimbrel.migration.quietly import quietly
 from whimbrel.migration.return_path import ReturnPath
 from whimbrel.migration.savevm import Entry, Registry, write_full
 from whimbrel.migration.statistics import MigrationInfo, Statistics
-from whimbrel.migration.status import SOURCE_MOVES, MigrationStatus, StatusMachine
+from whimbrel.migration.status import SOURCE_MOVES, MigrationStatus
 from whimbrel.migration.switchover import should_switch
 from whimbrel.migration.uri import Destination
 from whimbrel.plugins import PluginManager
 from whimbrel.stream import Pacer, Writer
 from whimbrel.wire import commands, description, skeleton
 
-_log = logging.getLogger("whimbrel")
-
 PAGE_SIZE: Final = 4096  # what the description tells; the wire format knows no other here
 IDLE: Final = 0.01  # seconds between rounds that have nothing to send
 LAST_WORDS: Final = 0.2  # seconds to let a destination that hung up say why
 
 
-class OutgoingMigration:
+class OutgoingMigration(Attempt):
     """A migration from this machine to another process; made and started by `Machine.migrate`. Any thread."""
+
+    role = "source"
+    _cancelled_text = "the migration was cancelled; the machine goes on here"
 
     def __init__(self, machine: BareMachine, plugins: PluginManager, destination: Destination, registry: Registry,
                  global_state: GlobalStateHandler) -> None:  # fmt: skip
-        self._machine, self._plugins, self._destination = machine, plugins, destination
-        self._registry, self._global_state = registry, global_state
+        super().__init__(machine, plugins, SOURCE_MOVES, "whimbrel-migration")
+        self._destination, self._registry, self._global_state = destination, registry, global_state
         # Capabilities are those of the start; parameters are read anew whenever they matter.
         self._capabilities = machine.settings.capabilities.copy()
         self._parameters = machine.settings.parameters
         self._limits = machine.settings.limits
-        self._status = StatusMachine(SOURCE_MOVES, self._status_moved)
         self._ownership = source_handover()
-        self._deciding = threading.Lock()  # a cancel and the release exclude each other
         self._patience = Patience(self._limits.connect_timeout)
         self._stopping = threading.Event()  # there is no point in sending on; `_check` says why
         self._proceed = threading.Event()
-        self._channel: Channel | None = None
         self._return_path: ReturnPath | None = None
         self._statistics = Statistics()
         self._thaw_to: RunState | None = None
-        self._settled = False
         self._described: list[Mapping[str, Any]] = []
-        self._error: WhimbrelError | None = None
-        self._thread = threading.Thread(target=self._run, name="whimbrel-migration", daemon=True)
 
     # --------------------------------------------------------------------------------- what people call
 
@@ -92,16 +91,6 @@ class OutgoingMigration:
         return self._destination.uri
 
     @property
-    def status(self) -> MigrationStatus:
-        """How far it is."""
-        return self._status.now
-
-    @property
-    def error(self) -> WhimbrelError | None:
-        """Why it did not succeed, once it has ended."""
-        return self._error
-
-    @property
     def info(self) -> MigrationInfo:
         """Everything that is known now."""
         return self._statistics.info(
@@ -109,32 +98,8 @@ class OutgoingMigration:
             error="" if self._error is None else str(self._error),
             error_code="" if self._error is None else self._error.code,
             ownership=str(self._ownership.now),
-            failed_notifiers=tuple(self._machine.notifiers.failures)
-            + tuple(f"{failure.plugin}: {failure.error}" for failure in self._plugins.failures),
+            failed_notifiers=self._failed_notifiers(),
         )
-
-    def start(self) -> None:
-        """Begin; called once."""
-        self._status.move(MigrationStatus.SETUP)
-        self._thread.start()
-
-    def wait(self, timeout: float | None = None) -> MigrationInfo:
-        """Wait for the end and return what is known then.
-
-        Raises TimeoutError if it has not come within `timeout` seconds (the migration goes on), MigrationCancelled,
-        or whatever made it fail. Notifiers have heard of the end, unless one takes longer than a second.
-        """
-        if not self._status.wait_finished(timeout):
-            raise TimeoutError(f"the migration is still {self.status} after {timeout:g} s")
-        self._thread.join()
-        self._machine.notifiers.drain(timeout=1.0)
-        if self._error is not None:
-            raise self._error
-        return self.info
-
-    def join(self) -> None:
-        """Wait until the migration's thread has ended."""
-        self._thread.join()
 
     def cancel(self) -> bool:
         """End it, with the guest running on here. False if it is too late: let go of, or ended.
@@ -160,21 +125,10 @@ class OutgoingMigration:
 
     # -------------------------------------------------------------------------------- the migration thread
 
-    def _run(self) -> None:
-        error: WhimbrelError | None = None
-        try:
-            out = self._setup()
-            self._go_rounds(out)
-            self._switch_over(out)
-        except WhimbrelError as exc:
-            error = exc
-        except Exception as exc:  # noqa: BLE001 - a plugin's or our own bug must not leave the guest stopped
-            _log.exception("the migration failed unexpectedly")
-            error = MigrationError(
-                f"unexpected {type(exc).__name__}: {exc}", hint="this is a bug; the log has its place"
-            )
-            error.__cause__ = exc
-        self._settle(error)
+    def _work(self) -> None:
+        out = self._setup()
+        self._go_rounds(out)
+        self._switch_over(out)
 
     def _setup(self) -> Writer:
         """Connect, and send everything up to the START sections."""
@@ -270,14 +224,9 @@ class OutgoingMigration:
         with self._machine.notifiers.held():
             if self._thaw_to is None:
                 self._freeze()
-            self._sync()
-            for entry, handler in self._registry.iterable:
-                self._write_section(out, entry, SectionKind.END, partial(handler.save_end, out))
-            for entry in self._registry.full:
-                described = write_full(entry, out)
-                if described is not None:
-                    self._described.append(described)
-            self._hand_over(out)
+            self._send_rest(out)
+            self._release()
+            self._let_go(out)
 
     def _freeze(self) -> None:
         self._statistics.guest_stopped()
@@ -293,28 +242,62 @@ class OutgoingMigration:
         self._check()
         self._move(MigrationStatus.DEVICE)
 
-    def _hand_over(self, out: Writer) -> None:
-        """The switch itself (`whimbrel.migration.handover`)."""
-        if self._return_path is not None:
-            self._ping(out, PROOF)
-            out.flush()
-            self._return_path.wait_pong(PROOF, self._machine.settings.handover_seconds())
-            self._ownership.move(SourceOwnership.PREPARED)
-        else:
-            out.flush()
-        self._release()
-        out.write(bytes((skeleton.Element.EOF,)))
-        out.write(description.encode(self._described, page_size=PAGE_SIZE))
-        out.flush()
-        if self._return_path is None:
-            self._statistics.guest_resumed()
-            assert self._channel is not None, "released without a channel"
-            self._channel.end_writing()
-        elif self._return_path.wait_shut(last_word_timeout(self._limits.handover_timeout)):
-            self._statistics.guest_resumed()
-            self._ownership.move(SourceOwnership.DONE)
-        else:
-            raise MigrationError("the destination's last word has not come")
+    def _send_rest(self, out: Writer) -> None:
+        """Send what is dirty and all devices, and have the destination prove that it holds them.
+
+        The guest stands still, so there is a limit to it, however the destination or the link behave. It is the time
+        for the proof and twice what the rest was expected to take.
+        """
+        assert self._channel is not None, "frozen without a channel"
+        expected = self._statistics.expected_downtime or 0.0
+        seconds = self._machine.settings.handover_seconds() + (2 * expected if math.isfinite(expected) else 0.0)
+        with Deadline(seconds, self._channel) as deadline:
+            try:
+                self._write_rest(out)
+                if self._return_path is not None:
+                    self._ping(out, PROOF)
+                out.flush()
+                if self._return_path is not None:
+                    self._return_path.wait_pong(PROOF)
+                    self._ownership.move(SourceOwnership.PREPARED)
+            except MigrationError as exc:
+                if not deadline.passed or self._patience.cancelled.is_set():
+                    raise
+                raise HandoverTimeout(
+                    f"the destination has not proved within {seconds:.3g} s that it holds the whole machine",
+                    hint="the source's guest goes on; [limits] handover-timeout says how long to wait",
+                    place=exc.place,
+                ) from exc
+
+    def _write_rest(self, out: Writer) -> None:
+        self._sync()
+        for entry, handler in self._registry.iterable:
+            self._write_section(out, entry, SectionKind.END, partial(handler.save_end, out))
+        for entry in self._registry.full:
+            described = write_full(entry, out)
+            if described is not None:
+                self._described.append(described)
+
+    def _let_go(self, out: Writer) -> None:
+        """Tell the destination that the machine is its own, and hear that it runs."""
+        assert self._channel is not None, "released without a channel"
+        with Deadline(last_word_timeout(self._limits.handover_timeout), self._channel) as deadline:
+            try:
+                out.write(bytes((skeleton.Element.EOF,)))
+                out.write(description.encode(self._described, page_size=PAGE_SIZE))
+                out.flush()
+                if self._return_path is not None:
+                    self._return_path.wait_shut()
+                    self._ownership.move(SourceOwnership.DONE)
+                else:
+                    self._channel.end_writing()
+            except ChannelError as exc:
+                if not deadline.passed:
+                    raise
+                raise ChannelLost(
+                    f"its last word has not come within {deadline.seconds:.3g} s", place=exc.place
+                ) from exc
+        self._statistics.guest_resumed()
 
     def _release(self) -> None:
         """The point of no return: after this the machine never runs here by itself."""
@@ -326,32 +309,22 @@ class OutgoingMigration:
 
     # --------------------------------------------------------------------------------------------- the end
 
-    def _settle(self, error: WhimbrelError | None) -> None:
-        """Bring machine, channel, handlers and status to rest, whatever happened. Nothing in here may raise."""
-        with self._deciding:
-            self._settled = True
-            cancelled = self._status.now is MigrationStatus.CANCELLING
+    def _settle(self, error: WhimbrelError | None, *, cancelled: bool) -> WhimbrelError | None:
         if self._released:
-            self._machine.let_go()
+            quietly(self._machine.let_go, "letting go of the machine")
         elif self._thaw_to is not None:
             error = self._thaw(self._thaw_to) or error
-        if self._channel is not None:
+        if not cancelled:
             error = self._best_reason(error)
-            quietly(self._channel.close, "closing the channel")
+        self._hang_up()
         if self._return_path is not None:
             self._return_path.join()
         self._registry.finish()
         self._statistics.ended()
-        if cancelled:
-            error = MigrationCancelled("the migration was cancelled; the machine goes on here")
-        elif error is not None and self._released:
-            error = _undecided(error)
-        self._error = error
-        end = MigrationStatus.CANCELLED if cancelled else MigrationStatus.FAILED if error else MigrationStatus.COMPLETED
-        downtime = self._statistics.downtime if error is None else None
-        reason = "" if error is None else str(error)
-        self._machine.notifiers.emit(MigrationFinished(role="source", status=end, downtime=downtime, error=reason))
-        self._status.move(end)
+        return _undecided(error) if error is not None and self._released else error
+
+    def _downtime(self) -> float | None:
+        return self._statistics.downtime
 
     def _thaw(self, to: RunState) -> WhimbrelError | None:
         self._ownership.move(SourceOwnership.OWNER)
@@ -363,20 +336,19 @@ class OutgoingMigration:
 
     def _best_reason(self, error: WhimbrelError | None) -> WhimbrelError | None:
         """A broken channel is often the effect of what the return path has heard, or is about to hear."""
-        if self._return_path is None or self._settled_by_us(error):
+        if self._return_path is None or not isinstance(error, ChannelError):
             return error
         try:
-            self._return_path.wait_shut(timeout=LAST_WORDS)
+            if self._return_path.wait_shut(timeout=LAST_WORDS) and self._released:
+                # Our last bytes were not all taken, and the destination runs: that is what was wanted.
+                self._ownership.move(SourceOwnership.DONE)
+                self._statistics.guest_resumed()
+                return None
         except ProtocolError as heard:
             return heard
         except MigrationError as heard:
             return heard if isinstance(error, ChannelClosed) else error
         return error
-
-    def _settled_by_us(self, error: WhimbrelError | None) -> bool:
-        return not isinstance(error, ChannelError) or self._status.now is MigrationStatus.CANCELLING
-
-    # --------------------------------------------------------------------------------------------- helpers
 
     @property
     def _released(self) -> bool:
@@ -393,8 +365,7 @@ class OutgoingMigration:
         """The return path is broken: wake the migration thread wherever it is blocked."""
         self._stopping.set()
         self._proceed.set()
-        if self._channel is not None:
-            quietly(self._channel.close, "closing the channel")
+        self._hang_up()
 
     def _ping(self, out: Writer, value: int) -> None:
         assert self._return_path is not None, "a PING needs a way back"
@@ -413,13 +384,6 @@ class OutgoingMigration:
         self._registry.sync()
         self._statistics.synced()
         self._machine.notifiers.emit(RoundStarted(number=self._statistics.syncs))
-
-    def _move(self, to: MigrationStatus) -> None:
-        if not self._status.try_move(to):
-            raise MigrationCancelled(f"cancelled before {to}")
-
-    def _status_moved(self, old: MigrationStatus, new: MigrationStatus) -> None:
-        self._machine.notifiers.emit(StateChanged(role="source", old=old, new=new))
 
 
 def _undecided(error: WhimbrelError) -> HandoverUndecided:

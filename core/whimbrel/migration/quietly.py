@@ -12,5 +12,5 @@ def quietly(action: Callable[[], object], what: str) -> None:
     """Do `action`, called `what` in the log; what it raises against its contract is logged and goes no further."""
     try:
         action()
-    except Exception:  # noqa: BLE001 - machine and status must come to rest, and the fault is not theirs
+    except BaseException:  # noqa: BLE001 - machine and status must come to rest, and the fault is not theirs
         _log.exception("%s broke its contract: it must not raise", what)

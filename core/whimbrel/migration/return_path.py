@@ -6,16 +6,14 @@ wait raises it.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable
 
 from whimbrel.abc import Channel
-from whimbrel.errors import HandoverTimeout, MigrationError, PeerRefused, Place, StreamError
+from whimbrel.errors import MigrationError, PeerRefused, Place, StreamError
+from whimbrel.migration.attempt import unexpected
 from whimbrel.stream import Reader
 from whimbrel.wire.return_path import Pong, Shut, SwitchoverAck, parse_message
-
-_log = logging.getLogger("whimbrel")
 
 
 class ReturnPath:
@@ -62,17 +60,12 @@ class ReturnPath:
         with self._changed:
             self._may_shut = True
 
-    def wait_pong(self, value: int, timeout: float | None = None) -> None:
-        """Wait for the PONG of `value`. Raises HandoverTimeout after `timeout` seconds, or the failure."""
-        if not self._wait(lambda: value in self._pongs, timeout):
-            raise HandoverTimeout(
-                f"the destination has not proved within {timeout:g} s that it holds the whole machine",
-                hint="the source's guest goes on; [limits] handover-timeout says how long to wait",
-                place=Place(peer=self._channel.peer),
-            )
+    def wait_pong(self, value: int) -> None:
+        """Wait for the PONG of `value`. Raises the failure; a channel that is closed is one."""
+        self._wait(lambda: value in self._pongs, None)
 
-    def wait_shut(self, timeout: float | None) -> bool:
-        """Wait for the destination's last word; False if it has not come. Raises the failure."""
+    def wait_shut(self, timeout: float | None = None) -> bool:
+        """Wait for the destination's last word; False if it has not come in time. Raises the failure."""
         return self._wait(lambda: self._shut, timeout)
 
     def _wait(self, done: Callable[[], bool], timeout: float | None) -> bool:
@@ -91,14 +84,8 @@ class ReturnPath:
                 self._hear(reader.parse(parse_message()))
         except MigrationError as exc:
             self._fail(exc.at(Place(offset=reader.offset)))
-        except Exception as exc:  # noqa: BLE001 - a transport's or our own bug must not leave the migration waiting
-            _log.exception("the return path failed unexpectedly")
-            failure = MigrationError(
-                f"unexpected {type(exc).__name__} on the return path: {exc}",
-                hint="this is a bug; the log has its place",
-            )
-            failure.__cause__ = exc
-            self._fail(failure)
+        except BaseException as exc:  # noqa: BLE001 - a transport's or our own bug must not leave the migration waiting
+            self._fail(unexpected(exc))
 
     def _fail(self, failure: MigrationError) -> None:
         with self._changed:
@@ -112,8 +99,11 @@ class ReturnPath:
                 case Pong(value):
                     if value not in self._asked:
                         raise StreamError(f"the destination answered a PING that was never sent ({value:#x})")
+                    self._asked.remove(value)
                     self._pongs.add(value)
                 case SwitchoverAck():
+                    if self._acknowledged:
+                        raise StreamError("the destination agreed to the switchover twice")
                     self._acknowledged = True
                 case Shut(0) if self._may_shut:
                     self._shut = True

@@ -104,7 +104,7 @@ def probe(regions: Sequence[MemoryRegion]) -> str | None:  # noqa: ARG001 - a pr
 def _copy(region: MemoryRegion, untouched: BoolArray) -> _Shadow:
     shadow = _Shadow(np.zeros(region.size, np.uint8), untouched, np.zeros_like(untouched))
     _update(region, shadow, ~untouched)
-    # The guest runs: what it wrote behind the look at its pages may be in the copy already, and differs from it no more.
+    # The guest runs: what it wrote behind the look at its pages may be in the copy already, and not differ any more.
     shadow.untouched = untouched & ~shadow.filled
     region.take_marks()  # whatever was marked is in the copy
     return shadow
