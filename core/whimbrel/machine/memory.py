@@ -100,6 +100,9 @@ class MemoryArea:
                 ) from exc
         self._release = weakref.finalize(self, _release, self.fd, file, os.getpid())
         os.ftruncate(self.fd, self.size)
+        if self.backing == "file":
+            # A full disk must be said now: later it would be a SIGBUS in the middle of somebody's write.
+            os.posix_fallocate(self.fd, 0, self.size)
 
     @property
     def view(self) -> ByteArray:
@@ -133,6 +136,8 @@ class MemoryArea:
         # Locked memory, a file system without holes, a system with larger pages: then zeros are written.
         if libc.madvise(address, length, advice):
             self.view[offset : offset + length] = 0
+        elif self.backing == "file" and self.fd is not None:
+            os.posix_fallocate(self.fd, offset, length)  # the disk's blocks stay ours
 
     def present_pages(self, first: int = 0, count: int | None = None) -> BoolArray:
         """Find out which of `count` pages from page `first` on may hold something else than zeros, shape (count,).

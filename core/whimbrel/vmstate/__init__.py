@@ -16,6 +16,7 @@ from whimbrel.vmstate.applying import Undo, apply
 from whimbrel.vmstate.description import VMStateDescription
 from whimbrel.vmstate.fields import (
     MAXIMUM_BODY,
+    MAXIMUM_ELEMENTS,
     BufferField,
     Field,
     NumberField,
@@ -42,6 +43,7 @@ from whimbrel.vmstate.saving import save
 __all__ = [
     "CHUNK",
     "MAXIMUM_BODY",
+    "MAXIMUM_ELEMENTS",
     "MAXIMUM_NESTING",
     "BufferField",
     "Field",

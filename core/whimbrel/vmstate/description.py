@@ -62,6 +62,8 @@ class VMStateDescription:
 
     maximum_size: int = attrs.field(init=False, repr=False, default=0)
     """Bytes of the longest body that fits, with every subsection."""
+    maximum_elements: int = attrs.field(init=False, repr=False, default=0)
+    """Structs in the fullest body that fits."""
     is_fixed: bool = attrs.field(init=False, repr=False, default=False)
     """Whether every body is of the same length and the same shape."""
     depth: int = attrs.field(init=False, repr=False, default=0)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAXIMUM_BODY",
+    "MAXIMUM_ELEMENTS",
     "BufferField",
     "Field",
     "NumberField",
@@ -54,6 +55,7 @@ __all__ = [
     "uint64",
 ]
 
+MAXIMUM_ELEMENTS = 65_536  # structs in one device's section: each costs the receiver objects, not just its bytes
 MAXIMUM_BODY = 16 * 1024 * 1024  # bytes of one device's section: what a receiver is ready to hold of a peer's words
 MAXIMUM_VERSION = 2**31 - 1  # QEMU keeps versions in an int
 

@@ -4,7 +4,8 @@ Each part was checked when *it* was made; here are the rules about the whole. Ap
 
 * A count is known before its array is read: an earlier field of the same description, present in all the versions
   that have the array, never negative, never an array.
-* The longest possible body is at most `MAXIMUM_BODY`; structs and subsections nest at most `MAXIMUM_NESTING` deep.
+* The longest possible body is at most `MAXIMUM_BODY`, with at most `MAXIMUM_ELEMENTS` structs; structs and
+  subsections nest at most `MAXIMUM_NESTING` deep.
 * Who a subsection belongs to is decided by its name alone (wire format, section 7.2): each description that ends at
   a place looks whether the name there starts with its own. So none that can end just before a subsection's place may
   have a name that takes it away from its owner, and a struct with subsections has a field before them.
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from whimbrel.errors import ConfigError
 from whimbrel.vmstate.fields import (
     MAXIMUM_BODY,
+    MAXIMUM_ELEMENTS,
     MAXIMUM_VERSION,
     BufferField,
     Field,
@@ -37,7 +39,7 @@ HOOKS = ("needed", "pre_save", "post_load")
 
 
 def checked(description: VMStateDescription) -> dict[str, Any]:
-    """Check the whole of it; returns what follows from its parts: `maximum_size`, `is_fixed`, `depth`."""
+    """Check the whole of it; returns what follows from its parts: `maximum_size` and what else its fields say."""
     _check_header(description)
     _check_fields(description)
     _check_subsections(description)
@@ -49,6 +51,14 @@ def checked(description: VMStateDescription) -> dict[str, Any]:
             f"a body may be as long as {maximum_size} bytes",
             f"at most {MAXIMUM_BODY} are accepted; lower a maximum, or keep the bulk in RAM blocks",
         )
+    maximum_elements = sum(map(_struct_elements, description.fields))
+    maximum_elements += sum(part.maximum_elements for part in description.subsections)
+    if maximum_elements > MAXIMUM_ELEMENTS:
+        raise _wrong(
+            description,
+            f"a body may have {maximum_elements} structs",
+            f"at most {MAXIMUM_ELEMENTS} are accepted; lower a maximum, or keep a table as arrays or in RAM blocks",
+        )
     depth = max((part.depth + 1 for part in _parts(description)), default=0)
     if depth > MAXIMUM_NESTING:
         raise _wrong(description, f"parts are nested {depth} deep", f"at most {MAXIMUM_NESTING} levels are accepted")
@@ -56,7 +66,7 @@ def checked(description: VMStateDescription) -> dict[str, Any]:
         field.count is None and (not isinstance(field, StructField) or field.description.is_fixed)
         for field in description.fields
     )
-    return {"maximum_size": maximum_size, "is_fixed": is_fixed, "depth": depth}
+    return {"maximum_size": maximum_size, "maximum_elements": maximum_elements, "is_fixed": is_fixed, "depth": depth}
 
 
 def subsection_header_size(description: VMStateDescription) -> int:
@@ -209,6 +219,10 @@ def _parts(description: VMStateDescription) -> Iterator[VMStateDescription]:
     for field in description.fields:
         if isinstance(field, StructField):
             yield field.description
+
+
+def _struct_elements(field: Field) -> int:
+    return field.capacity * (1 + field.description.maximum_elements) if isinstance(field, StructField) else 0
 
 
 def _field_size(field: Field) -> int:

@@ -118,6 +118,12 @@ DESCRIPTIONS = {
         "'a' is a struct that may begin with a subsection",
     ),
     "array of nothing": (body(vmstate.struct("a", EMPTY, length=9)), "structs of no bytes"),
+    "too many structs": (
+        body(
+            vmstate.struct("s", vmstate.VMStateDescription("one", 1, fields=[N8]), length=vmstate.MAXIMUM_ELEMENTS + 1)
+        ),
+        "may have 65537 structs",
+    ),
     "body too long": (body(N8, vmstate.buffer("b", size=vmstate.MAXIMUM_BODY)), "as long as 16777217 bytes"),
     "array too long": (body(vmstate.uint64("b", length=2**21 + 1)), "as long as 16777224 bytes"),
     "nested too long": (

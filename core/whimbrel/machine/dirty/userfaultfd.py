@@ -1,8 +1,10 @@
 """The `userfaultfd` tracker: the kernel write-protects pages and notes who writes (`kernel`).
 
-Every write to the mapping is seen, whoever makes it: Python, C, another thread, the kernel in read(2) or recv(2).
-Not seen is what does not pass through this process's mapping: another process's writes to shared memory, write(2) on
-the file. The program marks those by hand, and marks count here too.
+Every write through the mapping is seen, whoever makes it: Python, C, another thread, the kernel in read(2) or recv(2).
+Not seen is what does not pass through the mapping at the time: another process's writes to shared memory, write(2) on
+the file, and a device that writes into pages which the kernel has pinned (O_DIRECT reads, io_uring with registered
+buffers, RDMA): those pages count as written when they are pinned, and the bytes come later. The program marks all these
+by hand when they are done (`RamBlock.mark_dirty`), and marks count here too.
 
 A collect is one PAGEMAP_SCAN: it reports the written pages and protects them again page by page under the kernel's
 lock, so that a write is either reported now or next time. The first write to a page after each collect costs about
