@@ -122,10 +122,10 @@ def test_a_factory_is_asked_only_for_what_has_come(feed, hungry, thing):
 
     child = D("leaf", 1, fields=[vmstate.uint32("x")])
     description = D(
-        "d", 1, fields=[vmstate.uint32("n"), vmstate.struct("a", child, count="n", maximum=10**6, factory=factory)]
+        "d", 1, fields=[vmstate.uint32("n"), vmstate.struct("a", child, count="n", maximum=60_000, factory=factory)]
     )
     with pytest.raises(hungry):
-        feed(vmstate.parse(description, 1, thing(n=0, a=[])), (10**6).to_bytes(4, "big") + bytes(8))
+        feed(vmstate.parse(description, 1, thing(n=0, a=[])), (60_000).to_bytes(4, "big") + bytes(8))
     assert len(made) == 2
 
 
