@@ -275,6 +275,20 @@ def test_closing_leaves_nothing(machine, tmp_path, raw, monitor_threads, monkeyp
         server.start()
 
 
+@pytest.mark.parametrize("address", [None, "tcp:127.0.0.1:0"])
+def test_one_that_listens_no_more_keeps_its_clients_and_gives_its_address_back(machine, serve, connect, address):
+    server = serve(machine, address)
+    client = connect(server.address)
+    server.stop_listening()
+    server.stop_listening()
+    successor = serve(machine, server.address)
+    assert connect(successor.address).execute("query-name") == client.execute("query-name") == {"name": "heat"}
+    server.close()
+    assert connect(successor.address).execute("query-name")
+    with pytest.raises(StateError):
+        server.start()
+
+
 def test_closing_before_starting_is_fine(machine):
     MonitorServer(machine, "tcp::0").close()
 

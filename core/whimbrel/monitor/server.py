@@ -56,7 +56,8 @@ class MonitorServer:
         self._made: os.stat_result | None = None
         self._connections: set[Connection] = set()
         self._numbers = itertools.count(1)
-        self._closed = threading.Event()
+        self._deaf = threading.Event()
+        self._closed = False
         self._thread = threading.Thread(target=self._accept, name="whimbrel-monitor-accept", daemon=True)
 
     @property
@@ -71,7 +72,7 @@ class MonitorServer:
         nothing left behind, and StateError if it was started before.
         """
         with self._lock:
-            if self._listener is not None or self._closed.is_set():
+            if self._listener is not None or self._deaf.is_set():
                 raise StateError("a monitor's server is started once")
             try:
                 self._listener = self._listen()
@@ -80,6 +81,18 @@ class MonitorServer:
         self._machine.notifiers.add(self._notice)
         self._thread.start()
 
+    def stop_listening(self) -> None:
+        """Take no more clients and give the address back; those there are stay. Twice is fine."""
+        with self._lock:
+            self._deaf.set()
+            listener, self._listener = self._listener, None
+        if listener is not None:
+            with suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)
+            self._thread.join()
+            self._remove_file()
+            listener.close()
+
     def close(self) -> None:
         """Let all clients go, end all threads and remove the socket; twice is fine.
 
@@ -87,16 +100,10 @@ class MonitorServer:
         carried out; called from within one (`on_quit`) it does not wait for that one.
         """
         self._machine.notifiers.remove(self._notice)
+        self.stop_listening()
         with self._lock:
-            self._closed.set()
-            listener, self._listener = self._listener, None
+            self._closed = True
             connections = set(self._connections)
-        if listener is not None:
-            with suppress(OSError):
-                listener.shutdown(socket.SHUT_RDWR)
-            self._thread.join()
-            self._remove_file()
-            listener.close()
         for connection in connections:
             connection.end()
         for connection in connections:
@@ -150,11 +157,11 @@ class MonitorServer:
 
     def _accept(self) -> None:
         listener = self._listener
-        while listener is not None and not self._closed.is_set():
+        while listener is not None and not self._deaf.is_set():
             try:
                 accepted, _ = listener.accept()
             except OSError as exc:
-                if not self._closed.wait(PAUSE):
+                if not self._deaf.wait(PAUSE):
                     _log.warning("%s: accepting a client failed: %s", self.address, exc)
                 continue
             self._connect(accepted)
@@ -167,7 +174,7 @@ class MonitorServer:
         session = Session(Context(self._machine, self._quit if self._on_quit else None), COMMANDS)
         name = f"whimbrel-monitor-{next(self._numbers)}"
         with self._lock:
-            if self._closed.is_set():
+            if self._closed:
                 accepted.close()
                 return
             if len(self._connections) >= MOST_CLIENTS:
