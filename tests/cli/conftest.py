@@ -42,6 +42,13 @@ def breaks():
     machine.guest = whimbrel.LoopGuest(step)
     return machine
 
+def never():
+    machine = records.machine(size=1 << 20, rate=5000)
+    def power_on():
+        raise ValueError("the disk is on fire")
+    machine.guest = whimbrel.LoopGuest(lambda: None, power_on=power_on)
+    return machine
+
 def refuses():
     raise ValueError("not today")
 

@@ -11,7 +11,10 @@ import time
 
 import pytest
 
+import whimbrel
+from whimbrel.cli._monitor import info_of
 from whimbrel.events import StateChanged
+from whimbrel.monitor import MonitorClient, MonitorServer
 
 SLOW = {"max_bandwidth": 256 << 10}  # sixteen seconds for the machines here; every test ends it before
 
@@ -76,6 +79,7 @@ def test_a_dead_peer(cli, complaint, monitored):
         result = cli("migrate", uri, "--qmp", qmp)
     assert result.exit_code == 1
     assert "Connection refused" in complaint(result)
+    assert (result.stdout + result.stderr).count("Connection refused") == 1
     assert rows(result)["migration"] == "failed"
     assert machine.run_state == "running"
 
@@ -128,6 +132,63 @@ def test_ctrl_c_cancels_and_the_machine_goes_on(cli, complaint, monitored, desti
     assert complaint(result) == "the migration was cancelled; the machine goes on where it is"
     assert rows(result)["migration"] == "cancelled"
     assert machine.run_state == "running"
+
+
+@pytest.mark.parametrize("detach", [(), ("--detach",)])
+def test_ctrl_c_cancels_from_before_the_command_is_sent(cli, complaint, monitored, destination, monkeypatch, detach):
+    machine, qmp = monitored(**SLOW)
+    execute = MonitorClient.execute
+
+    def interrupted_at_once(client, command, **arguments):
+        if command == "migrate":
+            os.kill(os.getpid(), signal.SIGINT)
+        return execute(client, command, **arguments)
+
+    monkeypatch.setattr(MonitorClient, "execute", interrupted_at_once)
+    result = cli("migrate", destination.uri, "--qmp", qmp, *detach)
+    assert result.exit_code == 130
+    assert complaint(result) == "the migration was cancelled; the machine goes on where it is"
+    assert machine.migration.status == "cancelled"
+    assert machine.run_state == "running"
+
+
+def test_ctrl_c_before_anything_is_begun_begins_nothing(cli, complaint, monitored, destination, monkeypatch):
+    machine, qmp = monitored(**SLOW)
+
+    def interrupted(client):
+        os.kill(os.getpid(), signal.SIGINT)
+        return info_of(client)
+
+    monkeypatch.setattr("whimbrel.cli.migrate.info_of", interrupted)
+    result = cli("migrate", destination.uri, "--qmp", qmp, "--json")
+    assert result.exit_code == 130
+    assert complaint(result) == "interrupted"
+    assert json.loads(result.stdout) == {"error-code": "cancelled", "error-desc": "interrupted"}
+    assert machine.migration is None
+
+
+def test_a_guest_that_fails_is_the_reason(cli, complaint, machines, folder, destination):
+    machine = machines(**SLOW)
+    fail = threading.Event()
+
+    def step():
+        if fail.wait(0.001):
+            raise ValueError("the disk is on fire")
+
+    machine.guest = whimbrel.LoopGuest(step)
+    when_active(machine, fail.set)
+    with MonitorServer(machine, f"unix:{folder}/m.qmp") as server:
+        machine.start()
+        result = cli("migrate", destination.uri, "--qmp", server.address)
+    assert result.exit_code == 1
+    assert complaint(result) == "the guest failed: ValueError('the disk is on fire')"
+
+
+def test_a_migration_that_began_and_failed_has_not_changed_nothing(cli, complaint, monitored):
+    _, qmp = monitored()
+    result = cli("migrate", "tcp:", "--qmp", qmp, "--max-bandwidth", "1MiB")
+    assert result.exit_code == 1
+    assert complaint(result)
 
 
 def test_a_cancel_by_somebody_else_shows(cli, monitored, destination):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import signal
 import socket
+from contextlib import suppress
 
 import pytest
 
+from whimbrel.errors import MonitorError
 from whimbrel.monitor import MonitorClient
 
 pytestmark = pytest.mark.slow
@@ -138,6 +140,60 @@ def test_a_guest_that_fails_ends_the_process(start, app):
     assert process.exit_code == 1
     assert process.stderr.splitlines()[-1] == "whimbrel: the guest failed: ValueError('the disk is on fire')"
     assert "Traceback" not in process.stderr
+
+
+def test_a_guest_that_fails_is_told_to_the_monitors_clients(start, app, monkeypatch):
+    monkeypatch.chdir(app.parent)
+    process = start("run", "app.py:breaks", "--paused", "--qmp", HERE)
+    process.wait_line("is ready and paused$")
+    with MonitorClient.connect(HERE) as monitor:
+        monitor.execute("cont")
+        while (info := monitor.execute("x-whimbrel-info"))["run-state"] != "internal-error":
+            pass
+        assert info["failure"] == "the guest failed: ValueError('the disk is on fire')"
+        assert status_of(HERE)["failure"] == info["failure"]  # a new client may ask as well
+        monitor.execute("quit")
+    assert process.exit_code == 1
+    assert process.stderr.splitlines()[-1] == f"whimbrel: {info['failure']}"
+
+
+@pytest.mark.parametrize(("factory", "place"), [("breaks", "in step"), ("never", "in power_on")])
+def test_debug_shows_where_a_guest_failed(cli, app, factory, place):
+    shown = cli("--debug", "run", f"{app}:{factory}")
+    assert shown.exit_code == 1
+    assert place in shown.stderr
+    assert "the disk is on fire" in shown.stderr.splitlines()[-1]
+
+
+def test_a_source_that_lingers_has_given_its_address_back(start, pair):
+    source, destination, uri = pair(["--set", "max-bandwidth=0"])
+    with MonitorClient.connect(HERE) as monitor:
+        monitor.execute("migrate", uri=uri)
+        source.wait_line("^the machine has moved away")
+        successor = start("run", "app.py:small", "--incoming", "tcp:127.0.0.1:0", "--qmp", HERE)
+        successor.wait_line(LISTENING)
+        with suppress(MonitorError):  # it lingers two seconds, and the successor may take longer to begin
+            assert monitor.execute("query-status")["status"] == "postmigrate"
+    assert source.exit_code == 0
+    assert status_of(HERE)["run-state"] == "inmigrate"  # the successor's socket is still there
+    for process in (successor, destination):
+        process.interrupt()
+        assert process.exit_code == 130
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("notifiers=nobody", "unknown notifier 'nobody'"),
+        ("active=nobody", "unknown plugin 'nobody'"),
+        ("savevm=ram,nobody", "unknown savevm"),
+        ("dirty-tracker=nobody", "unknown dirty tracker 'nobody'"),
+    ],
+)
+def test_a_name_that_nobody_has_is_an_error_at_the_start(cli, complaint, app, setting, says):
+    result = cli("run", f"{app}:heeds", "--set", setting)
+    assert result.exit_code == 2
+    assert complaint(result).startswith(says)
 
 
 def test_a_program_that_fails_ends_the_process(cli, complaint, app):

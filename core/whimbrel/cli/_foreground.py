@@ -7,12 +7,13 @@ main thread alone takes from it.
 from __future__ import annotations
 
 import signal
+import time
 from enum import Enum
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final
 
 from whimbrel.cli._output import complain, note
-from whimbrel.errors import WhimbrelError
+from whimbrel.errors import GuestError, WhimbrelError
 from whimbrel.events import Arrived, MigrationFinished, RunStateChanged
 from whimbrel.machine import RunState
 from whimbrel.migration import IncomingMigration, Machine, MigrationStatus
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-LINGER: Final = 2.0  # seconds that the monitor answers on after the machine has moved away
+    from whimbrel.monitor import MonitorServer
+
+LINGER: Final = 2.0  # seconds that the monitor answers on after the machine has moved away or its guest has failed
 
 
 class Word(Enum):
@@ -34,14 +37,19 @@ class Word(Enum):
 class Foreground:
     """One machine's time in the foreground; a context manager, which hears its events meanwhile. The main thread.
 
-    With `stay` a machine that has moved away is kept until told to quit. With `monitored` the process ends only when
-    the monitor's clients have had time to learn how a migration ended.
+    With `stay` a machine that has moved away is kept until told to quit. Behind a monitor (`monitored_by`) the process
+    ends only when the monitor's clients have had time to learn how it ended.
     """
 
-    def __init__(self, machine: Machine, *, stay: bool, monitored: bool) -> None:
-        self._machine, self._stay, self._monitored = machine, stay, monitored
+    def __init__(self, machine: Machine, *, stay: bool) -> None:
+        self._machine, self._stay = machine, stay
+        self._monitor: MonitorServer | None = None
         self._happened: SimpleQueue[object] = SimpleQueue()
         self._expected: IncomingMigration | None = None
+
+    def monitored_by(self, server: MonitorServer) -> None:
+        """Heed the clients of this monitor."""
+        self._monitor = server
 
     def quit(self) -> None:
         """End the process, with status 0. Any thread."""
@@ -56,7 +64,7 @@ class Foreground:
         self._expected = arriving
 
     def stay_until_the_end(self) -> int:
-        """Wait until the process should end; returns its exit status."""
+        """Wait until the process should end; returns its exit status. Raises GuestError if the guest fails."""
         while True:
             status = self._react(self._happened.get())
             if status is not None:
@@ -80,8 +88,8 @@ class Foreground:
             case Word.QUIT | RunStateChanged(new=RunState.SHUTDOWN):
                 return 0
             case RunStateChanged(new=RunState.INTERNAL_ERROR):
-                complain(str(self._machine.failure or f"the guest failed: {self._machine.guest.failure!r}"))
-                return 1
+                self._linger()
+                raise self._machine.failure or GuestError(f"the guest failed: {self._machine.guest.failure!r}")
             case Arrived(running=running):
                 note(f"the machine has arrived and {'runs here' if running else 'is paused here'}")
             case MigrationFinished(role="source"):
@@ -101,23 +109,31 @@ class Foreground:
             downtime = "" if end.downtime is None else f" (downtime {format_seconds(end.downtime)})"
             note(f"the machine has moved away{downtime}")
             if not self._stay:
-                return self._linger()
+                # Whoever starts another machine here may want the address at once.
+                if self._monitor is not None:
+                    self._monitor.stop_listening()
+                self._linger()
+                return 0
         return None
 
     def _held(self, commands: str) -> str:
-        how = f"by QMP that is {commands}" if self._monitored else "without --qmp there is no telling this process"
+        how = (
+            f"by QMP that is {commands}"
+            if self._monitor is not None
+            else "without --qmp there is no telling this process"
+        )
         return f"{how}; meanwhile it is held here, stopped"
 
-    def _linger(self) -> int:
+    def _linger(self) -> None:
         """Give the monitor's clients time to ask how it ended."""
+        until = time.monotonic() + LINGER
         try:
-            while self._monitored:
-                happened = self._happened.get(timeout=LINGER)
+            while self._monitor is not None:
+                happened = self._happened.get(timeout=max(0.0, until - time.monotonic()))
                 if happened is Word.QUIT or isinstance(happened, signal.Signals):
                     break
         except Empty:
             pass
-        return 0
 
     def _received(self, end: MigrationFinished) -> int | None:
         if end.status == MigrationStatus.COMPLETED:

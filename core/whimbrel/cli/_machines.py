@@ -46,6 +46,17 @@ def build(app: str, config: str | None, overrides: Mapping[str, Mapping[str, obj
     return machine
 
 
+def check_names(machine: Machine) -> None:
+    """Look for everything that a machine's settings name, which is else asked for only when it migrates.
+
+    Raises UnknownNameError, DuplicateOffer or BrokenPlugin.
+    """
+    plugins, chosen = machine.plugins, machine.settings
+    if chosen.backends.dirty_tracker != "auto":
+        plugins.dirty_tracker(chosen.backends.dirty_tracker)
+    plugins.savevm_handlers(machine, chosen.plugins.savevm)  # which looks at the active ones and the notifiers as well
+
+
 def _factory(app: str) -> Callable[..., object]:
     target, colon, name = app.rpartition(":")
     if not (colon and target and name):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from whimbrel.errors import UnknownNameError
+from whimbrel.errors import ConfigError, UnknownNameError
 from whimbrel.units import format_rate, format_size
 
 if TYPE_CHECKING:
@@ -54,6 +54,9 @@ def parameter(name: str, text: str) -> object:
     """Turn the text given for a parameter into its value. Raises ConfigError."""
     from whimbrel.settings import Dialect, Parameters
 
+    if text.lstrip().startswith("-"):
+        # QMP has -1 for the largest number there is; nobody who writes it here means that.
+        raise ConfigError(f"{name} cannot be negative: {text!r}", hint="write 0 or more")
     return Parameters.judge(name, text, Dialect.TEXT)
 
 

@@ -79,8 +79,8 @@ class Application(click.Group):
 def _report(exc: Exception, *, as_json: bool) -> int:
     """Say what is wrong and return the exit status for it."""
     if isinstance(exc, click.Abort):
-        return INTERRUPTED
-    if isinstance(exc, WhimbrelError):
+        code, status, text = "cancelled", INTERRUPTED, "interrupted"
+    elif isinstance(exc, WhimbrelError):
         code, status, text = exc.code, exc.exit_code, _sentence(exc)
     elif isinstance(exc, click.ClickException):
         code, status, text = "usage", USAGE, _usage(exc)

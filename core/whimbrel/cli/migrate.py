@@ -13,7 +13,7 @@ from whimbrel.cli._monitor import ENDS, connected, exit_status, info_of
 from whimbrel.cli._options import capability_name, capability_option, json_option, parameter, qmp_option
 from whimbrel.cli._output import complain, note, print_json, print_rows
 from whimbrel.cli._progress import Progress, report
-from whimbrel.errors import ConfigError, MigrationCancelled, MonitorError, StateError
+from whimbrel.errors import ConfigError, GuestError, MigrationCancelled, MonitorError, StateError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -52,20 +52,24 @@ def migrate(
     parameters = {name: parameter(name, text) for name, text in given.items() if text is not None}
     switched_on = [capability_name(name) for name in capabilities]
     with connected(qmp) as client:
-        _start(client, uri, parameters, switched_on)
-        if detach:
-            note(f"started; `whimbrel status --qmp {qmp}` tells how it stands")
-            return 0
-        with Progress(quiet=as_json) as progress:
-            info = _watch(client, progress)
+        _prepare(client, parameters, switched_on)
+        # From before the command is sent: a Ctrl-C that comes while it is carried out has to cancel as well.
+        with _interruptions() as interrupted:
+            client.execute("migrate", uri=uri)
+            if detach and not interrupted():
+                note(f"started; `whimbrel status --qmp {qmp}` tells how it stands")
+                return 0
+            with Progress(quiet=as_json) as progress:
+                info = _watch(client, progress, interrupted)
     if as_json:
         print_json(info)
     else:
-        print_rows(report({**progress.last, **info}, progress.expected_downtime))
+        told_below = {"error-desc": ""}
+        print_rows(report({**progress.last, **info, **told_below}, progress.expected_downtime))
     return _conclude(info)
 
 
-def _start(client: MonitorClient, uri: str, parameters: dict[str, Any], switched_on: list[str]) -> None:
+def _prepare(client: MonitorClient, parameters: dict[str, Any], switched_on: list[str]) -> None:
     # The machine would refuse a second migration too, but only after these settings had changed the first.
     if (running := info_of(client))["status"] not in ENDS and running.get("role") != "destination":
         raise StateError(
@@ -76,32 +80,34 @@ def _start(client: MonitorClient, uri: str, parameters: dict[str, Any], switched
         client.execute("migrate-set-capabilities", capabilities=wanted)
     if parameters:
         client.execute("migrate-set-parameters", **parameters)
-    client.execute("migrate", uri=uri)
 
 
-def _watch(client: MonitorClient, progress: Progress) -> Info:
-    """Show it to its end, and cancel it on Ctrl-C."""
-    status = "setup"
+def _watch(client: MonitorClient, progress: Progress, interrupted: Callable[[], bool]) -> Info:
+    """Show it to its end, and cancel it on Ctrl-C, or when the guest has failed and there is nothing left to move."""
+    info: Info = {"status": "setup"}
     cancelled = False
-    with _interruptions() as interrupted:
-        while True:
-            try:
-                if interrupted() and not cancelled:
-                    cancelled = True
-                    client.execute("migrate_cancel")
-                info = info_of(client)
-            except MonitorError as exc:
-                exc.hint = f"the migration was {status} then; ask the destination how it ended"
-                raise
-            progress.show(info)
-            status = info["status"]
-            if status in ENDS:
-                return info
-            time.sleep(POLL)
+    while True:
+        try:
+            if (interrupted() or info.get("failure")) and not cancelled:
+                cancelled = True
+                client.execute("migrate_cancel")
+            info = info_of(client)
+        except MonitorError as exc:
+            if failure := info.get("failure"):
+                raise GuestError(failure) from exc
+            exc.hint = f"the migration was {info['status']} then; ask the destination how it ended"
+            raise
+        progress.show(info)
+        if info["status"] in ENDS:
+            return info
+        time.sleep(POLL)
 
 
 def _conclude(info: Info) -> int:
     """Say what the end means for the machine; returns the exit status."""
+    if info["status"] != "completed" and info.get("failure"):
+        complain(info["failure"])
+        return GuestError.exit_code
     match info["status"]:
         case "completed":
             return 0

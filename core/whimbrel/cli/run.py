@@ -44,25 +44,30 @@ def run(
     that are set there are set on the machine it returns; for backends and plugins it needs the parameter.
 
     When the machine has moved away, the process ends with status 0; one that waits for a machine becomes it. Ctrl-C
-    stops the machine and ends the process with status 130.
+    stops the machine and ends the process with status 130. When the guest fails, it ends with status 1.
+
+    Behind a monitor the process lingers for two seconds after a move or a failure, so that the monitor's clients learn
+    how it ended; `quit` or Ctrl-C ends that. After a move the monitor takes no new clients, and its address is free.
     """
     if incoming == "defer" and qmp is None:
         raise click.UsageError("--incoming defer is told where to wait by QMP; give it --qmp as well")
     from whimbrel.cli._foreground import Foreground
-    from whimbrel.cli._machines import build
+    from whimbrel.cli._machines import build, check_names
     from whimbrel.cli._signals import Signals
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")  # what the notifier `log` says goes here
 
     with ExitStack() as stack:
         machine = build(app, config, overrides(capabilities, assignments))
-        foreground = stack.enter_context(Foreground(machine, stay=stay, monitored=qmp is not None))
+        foreground = stack.enter_context(Foreground(machine, stay=stay))
         stack.enter_context(Signals(foreground.interrupt))
         stack.enter_context(machine)  # behind it, so that signals are in its hands until the machine is closed
+        check_names(machine)
         if qmp is not None:
             from whimbrel.monitor import MonitorServer
 
             server = stack.enter_context(MonitorServer(machine, qmp, on_quit=foreground.quit))
+            foreground.monitored_by(server)
             note(f"monitor on {server.address}")
         _begin(machine, foreground, incoming, paused=paused)
         return foreground.stay_until_the_end()
