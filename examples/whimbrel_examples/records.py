@@ -155,9 +155,14 @@ def replay(operations: int, seed: int = SEED, size: int = SIZE) -> Table:
     return table
 
 
-def _words(size: int) -> int:
+def check_size(size: int) -> None:
+    """Raise ConfigError for a size, in bytes, that no table can have."""
     if size % RECORD or not 0 < size < RECORD << 32:
         raise ConfigError(
             f"a table of {size} bytes cannot be", hint=f"give it a size of whole records, which have {RECORD} bytes"
         )
+
+
+def _words(size: int) -> int:
+    check_size(size)
     return size // 8

@@ -14,6 +14,7 @@ from whimbrel.cli import _children, _demonstration
 from whimbrel.cli._children import ENDED, Child
 from whimbrel.cli._demonstration import Result
 
+INTERRUPTED = "interrupted; both processes were ended, and the machine with them"
 SMALL = ("demo", "--size", "32MiB", "--rate", "5000")
 
 
@@ -62,6 +63,20 @@ def test_no_child_is_left_behind(start, line, number, status):
     assert demo.exit_code == status
     assert not any(map(is_there, children))
     assert "Traceback" not in demo.stderr
+    assert demo.stdout == ""
+    if number is signal.SIGINT:
+        assert demo.stderr.splitlines()[-1] == f"whimbrel: {INTERRUPTED}"
+
+
+@pytest.mark.slow
+def test_ctrl_c_is_told_to_programs(start):
+    demo = start(*SMALL, "--json")
+    while len(demo.children) < 2:
+        assert demo.process.poll() is None
+    demo.interrupt()
+    assert demo.exit_code == 130
+    assert demo.stderr.strip() == f"whimbrel: {INTERRUPTED}"
+    assert demo.json() == {"error-code": "cancelled", "error-desc": INTERRUPTED}
 
 
 def test_a_child_that_dies_is_said_so():

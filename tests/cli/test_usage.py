@@ -59,17 +59,33 @@ def test_version(cli):
         (["set", "return-path", "perhaps", "--qmp", "unix:x"], "expected: boolean"),
         (["set", "max-bandwidth", "fast", "--qmp", "unix:x"], "is not a rate"),
         (["demo", "--size", "33"], "give it a size of whole records"),
+        (["demo", "--size", "0"], "a table of 0 bytes cannot be"),
+        (["demo", "--size", "1EiB"], "cannot be"),
+        (["demo", "--rate", "inf"], "inf is not a number of updates"),
+        (["demo", "--rate", "nan"], "nan is not a number of updates"),
+        (["demo", "--rate", "-1"], "-1"),
+        (["demo", "--max-bandwidth", "-1"], "max-bandwidth cannot be negative: '-1'"),
+        (["migrate", "tcp:h:1", "--qmp", "unix:x", "--max-bandwidth", "-1"], "max-bandwidth cannot be negative"),
         (["demo", "--size", "big"], "is not a size"),
         (["demo", "--transport", "pigeon"], "'pigeon' is not one of 'tcp', 'unix'"),
         (["demo", "--timeout", "never"], "is not a time"),
     ],
     ids=lambda value: " ".join(value)[:50] if isinstance(value, list) else "",
 )
-def test_what_is_wrong_is_said_in_one_line_with_status_2(cli, complaint, arguments, says):
+def test_what_is_wrong_is_said_in_one_line_with_status_2(cli, complaint, monkeypatch, arguments, says):
+    monkeypatch.setattr("whimbrel.cli._children.subprocess.Popen", None)  # no child is started for it
     result = cli(*arguments)
     assert result.exit_code == 2
     assert says in complaint(result)
     assert result.stdout == ""
+
+
+def test_a_demo_that_does_not_fit_is_refused(cli, complaint, monkeypatch):
+    monkeypatch.setattr("whimbrel.cli._children.subprocess.Popen", None)
+    monkeypatch.setattr("whimbrel.cli._demonstration.os.sysconf", {"SC_PHYS_PAGES": 2, "SC_PAGE_SIZE": 4096}.get)
+    result = cli("demo", "--size", "8KiB")
+    assert result.exit_code == 2
+    assert "two machines of 8 KiB do not fit into this system's memory of 8 KiB" in complaint(result)
 
 
 def test_no_monitor_is_a_failure_with_a_way_out(cli, complaint, folder):

@@ -6,6 +6,7 @@ said about speed comes from those two numbers, time and count.
 
 from __future__ import annotations
 
+import os
 import signal
 import tempfile
 import time
@@ -19,7 +20,7 @@ import attrs
 from whimbrel.cli._children import ENDED, Child
 from whimbrel.cli._output import note
 from whimbrel.cli._progress import Progress, report
-from whimbrel.errors import WhimbrelError
+from whimbrel.errors import ConfigError, WhimbrelError
 from whimbrel.units import format_seconds, format_size
 
 if TYPE_CHECKING:
@@ -67,7 +68,8 @@ class Result:
         yield "operations/s before", f"{self.before:,.0f}"
         yield "operations/s during", f"{self.during:,.0f} ({self.during / self.before:.0%})" if self.before else ""
         yield "operations/s after", "" if self.after is None else f"{self.after:,.0f}"
-        yield from report({**self.migration}, self.expected_downtime)
+        told_below = {"error-desc": ""}
+        yield from report({**self.migration, **told_below}, self.expected_downtime)
         if self.checked is not None:
             yield "check", self._verdict(self.checked)
 
@@ -75,6 +77,19 @@ class Result:
         if not checked["differing"]:
             return f"identical: {checked['bytes']} bytes after {checked['operations']} operations"
         return f"{checked['differing']} of {checked['bytes']} bytes differ, the first at offset {checked['first']}"
+
+
+def check_size(size: int) -> None:
+    """Raise ConfigError for a size that the machine cannot have, or that this system has no memory for twice."""
+    from whimbrel_examples import records
+
+    records.check_size(size)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if 2 * size > memory:
+        raise ConfigError(
+            f"two machines of {format_size(size)} do not fit into this system's memory of {format_size(memory)}",
+            hint="give it a smaller --size",
+        )
 
 
 def demonstrate(

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import click
 
 from whimbrel.cli._options import json_option, parameter
 from whimbrel.cli._output import complain, print_json, print_rows
+from whimbrel.errors import MigrationCancelled
 from whimbrel.units import parse_seconds, parse_size
 
 if TYPE_CHECKING:
     from whimbrel.cli._demonstration import Result
 
 
+def _finite(_: click.Context, __: click.Parameter, rate: float | None) -> float | None:
+    if rate is not None and not math.isfinite(rate):
+        raise click.BadParameter(f"{rate} is not a number of updates.")
+    return rate
+
+
 @click.command()
 @click.option("--size", metavar="SIZE", default="512MiB", show_default=True, help="Memory of the machine.")
-@click.option("--rate", type=click.FloatRange(min=0), help="Updates per second, 0 for as many as possible.")
+@click.option(
+    "--rate",
+    type=click.FloatRange(min=0),
+    callback=_finite,
+    metavar="NUMBER",
+    help="Updates per second, 0 for as many as possible.",
+)
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=1, show_default=True, help="Of the random updates.")
 @click.option("--transport", type=click.Choice(["tcp", "unix"]), default="tcp", show_default=True)
 @click.option(
@@ -47,17 +61,21 @@ def demo(
         "downtime-limit": parameter("downtime-limit", downtime_limit),
     }
     count, patience = parse_size(size), parse_seconds(timeout)
-    from whimbrel.cli._demonstration import demonstrate
+    from whimbrel.cli._demonstration import check_size, demonstrate
 
-    result = demonstrate(
-        size=count,
-        rate=rate,
-        seed=seed,
-        transport=transport,
-        parameters=parameters,
-        timeout=patience,
-        quiet=as_json,
-    )
+    check_size(count)
+    try:
+        result = demonstrate(
+            size=count,
+            rate=rate,
+            seed=seed,
+            transport=transport,
+            parameters=parameters,
+            timeout=patience,
+            quiet=as_json,
+        )
+    except KeyboardInterrupt:
+        raise MigrationCancelled("interrupted; both processes were ended, and the machine with them") from None
     if as_json:
         print_json(result.as_dict())
     else:
