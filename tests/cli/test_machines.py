@@ -69,7 +69,9 @@ def test_an_unknown_factory_lists_those_there_are(app):
     with pytest.raises(UnknownNameError) as caught:
         built("app.py:smal")
     assert "did you mean 'app.py:small'?" in str(caught.value)
-    assert caught.value.known == [f"app.py:{name}" for name in ("breaks", "heeds", "nothing", "refuses", "small")]
+    assert caught.value.known == [
+        f"app.py:{name}" for name in ("breaks", "heeds", "never", "nothing", "refuses", "small")
+    ]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import socket
 import threading
+from contextlib import suppress
 
 import pytest
 
@@ -156,14 +157,17 @@ def undecided(pair, listen, hear):
     return pair
 
 
-def relay_until_proof(listener, port):
+def relay_until_proof(listener, port, decided=None):
     here, _ = listener.accept()
     with here, socket.create_connection(("127.0.0.1", port)) as there:
         forth = threading.Thread(target=pump, args=(here, there, None))
         forth.start()
         pump(there, here, PROOF.to_bytes(4, "big"))
+        if decided is not None:
+            decided.wait(20)
         for end in (here, there):
-            end.shutdown(socket.SHUT_RDWR)
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
         forth.join()
 
 
@@ -192,6 +196,23 @@ def test_a_machine_that_waits_for_the_word_is_adopted_and_not_by_cont(undecided,
     for command in ("x-whimbrel-adopt", "x-whimbrel-discard"):
         with pytest.raises(MonitorError, match="no machine that has arrived here waits for a decision"):
             undecided.at_destination.execute(command)
+
+
+@pytest.mark.parametrize(("command", "state"), [("x-whimbrel-adopt", "running"), ("x-whimbrel-discard", "inmigrate")])
+def test_an_operator_need_not_wait_for_the_order(pair, listen, until, command, state):
+    port = int(listen(pair.at_destination).rpartition(":")[2])
+    decided = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        relay = threading.Thread(target=relay_until_proof, args=(listener, port, decided))
+        relay.start()
+        pair.at_source.execute("migrate", uri=f"tcp:127.0.0.1:{listener.getsockname()[1]}")
+        until(lambda: pair.at_destination.execute("x-whimbrel-info").get("ownership") == "prepared", "the proof")
+        with pytest.raises(MonitorError, match="waits for a decision"):
+            pair.at_destination.execute("cont")
+        assert pair.at_destination.execute(command) == {}
+        assert pair.at_destination.execute("query-status")["status"] == state
+        decided.set()
+        relay.join()
 
 
 def test_discard_drops_it_and_another_may_come(undecided, listen):
