@@ -110,8 +110,8 @@ class UnknownNameError(ConfigError):
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         names = sorted(known)
         close = get_close_matches(name, names, n=1)
-        meant = f"did you mean {close[0]!r}? " if close else ""
-        super().__init__(f"unknown {kind} {name!r}", hint=f"{meant}There are: {', '.join(names) or 'none'}")
+        there_are = f"did you mean {close[0]!r}? There are: " if close else "there are: "
+        super().__init__(f"unknown {kind} {name!r}", hint=there_are + (", ".join(names) or "none"))
         self.kind, self.name, self.known = kind, name, names
 
 

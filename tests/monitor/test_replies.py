@@ -68,7 +68,7 @@ REFUSED = [
     ("migrate", {"uri": "tcp:127.0.0.1:1", "resume": True}, "Cannot resume if there is no paused migration"),
     (
         *("migrate", {"uri": "x:y"}),
-        "Parameter 'uri' expects a valid migration protocol: unknown transport 'x' in 'x:y'; There are: tcp, unix",
+        "Parameter 'uri' expects a valid migration protocol: unknown transport 'x' in 'x:y'; there are: tcp, unix",
     ),
     (
         *("migrate", {"uri": "nowhere"}),
@@ -76,7 +76,7 @@ REFUSED = [
     ),
     (
         *("migrate-incoming", {"uri": "x:y"}),
-        "unknown migration protocol: x:y: unknown transport 'x' in 'x:y'; There are: tcp, unix",
+        "unknown migration protocol: x:y: unknown transport 'x' in 'x:y'; there are: tcp, unix",
     ),
     ("migrate-continue", {"state": "pre-switchover"}, "Migration not in expected state: none"),
     ("migrate-continue", {"state": "none"}, "Migration not in expected state: none"),

@@ -466,7 +466,7 @@ def test_the_processs_environment_is_the_default(folder, monkeypatch):
     ("text", "message"),
     [
         ("[parameter]", ": [parameter]: unknown section 'parameter'; did you mean 'parameters'? There are: backends, "),
-        ("max-bandwidth = 1", ": [max-bandwidth]: unknown section 'max-bandwidth'; There are: "),
+        ("max-bandwidth = 1", ": [max-bandwidth]: unknown section 'max-bandwidth'; there are: "),
         ("[parameters]\nmax-bandwith = 1",
          ": [parameters] max-bandwith: unknown parameter 'max-bandwith'; did you mean 'max-bandwidth'? There are: "),
         ("[limits]\ntimeout = 1", ": [limits] timeout: unknown setting 'timeout'; "),

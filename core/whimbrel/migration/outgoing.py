@@ -10,6 +10,7 @@ The flag and the release are decided under one lock, so that a cancel is either 
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 from collections.abc import Callable, Mapping
@@ -55,7 +56,10 @@ from whimbrel.plugins import PluginManager
 from whimbrel.stream import Pacer, Writer
 from whimbrel.wire import commands, description, skeleton
 
+_log = logging.getLogger("whimbrel")
+
 PAGE_SIZE: Final = 4096  # what the description tells; the wire format knows no other here
+AGREEMENT: Final = 0.1  # seconds to wait after each round for the destination to agree to the switchover
 IDLE: Final = 0.01  # seconds between rounds that have nothing to send
 LAST_WORDS: Final = 0.2  # seconds to let a destination that hung up say why
 
@@ -191,10 +195,19 @@ class OutgoingMigration(Attempt):
                 self._stopping.wait(IDLE)
 
     def _may_switch(self, round_: Round) -> bool:
-        if self._capabilities.switchover_ack and not (self._return_path and self._return_path.acknowledged):
+        if self._capabilities.switchover_ack and not self._agreed():
             return False
         choice = self._plugins.choose_switchover(round_)
         return should_switch(round_) if choice is None else choice
+
+    def _agreed(self) -> bool:
+        """Whether the destination is ready for the switchover; while it is not, there is no hurry with rounds either."""
+        assert self._return_path is not None, "refused without a way back"
+        if self._return_path.wait_acknowledged(AGREEMENT):
+            return True
+        if self._statistics.rounds == 1:
+            _log.warning("the destination has not agreed to the switchover: switchover-ack must be on there, too")
+        return False
 
     def _send_round(self, out: Writer, pacer: Pacer) -> None:
         while self._registry.pending():

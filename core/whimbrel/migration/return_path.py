@@ -45,15 +45,14 @@ class ReturnPath:
         """What went wrong, if anything has."""
         return self._failure
 
-    @property
-    def acknowledged(self) -> bool:
-        """Whether the destination said that it is ready for the switchover."""
-        return self._acknowledged
-
     def asking(self, value: int) -> None:
         """A PING of `value` is about to be sent; only PONGs that were asked for are believed."""
         with self._changed:
             self._asked.add(value)
+
+    def wait_acknowledged(self, timeout: float) -> bool:
+        """Wait for the destination to say that it is ready for the switchover; False if it has not in time."""
+        return self._wait(lambda: self._acknowledged, timeout)
 
     def may_shut(self) -> None:
         """From here on SHUT is expected; before, it is the destination giving up."""

@@ -43,7 +43,7 @@ def test_blocks_are_found_by_name_and_iterated_in_order(ram):
     assert ram["a"] is blocks[1]
     assert "a" in ram
     assert "b" not in ram
-    with pytest.raises(UnknownNameError, match="There are: a, m, z") as caught:
+    with pytest.raises(UnknownNameError, match="there are: a, m, z") as caught:
         _ = ram["b"]
     assert isinstance(caught.value, KeyError)
 

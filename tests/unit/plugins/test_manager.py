@@ -512,7 +512,7 @@ def test_a_notifier_must_be_able_to_hear():
     manager = local(notifiers=["deaf"])
     manager.register(plugin(whimbrel_transports=[]), "deaf")
     manager.register(plugin(whimbrel_on_event=None), "hears")
-    with pytest.raises(UnknownNameError, match="unknown notifier 'deaf'; There are: hears"):
+    with pytest.raises(UnknownNameError, match="unknown notifier 'deaf'; there are: hears"):
         manager.check_migration(SimpleNamespace())
     manager.notify(EVENT)  # leaves the complaint to the others
 
