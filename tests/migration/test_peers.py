@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 import threading
 
 import pytest
@@ -143,6 +145,30 @@ def test_after_a_reset_it_stays_undecided_until_somebody_decides(source, build, 
     for decide in (qemu.incoming.adopt, qemu.incoming.discard):
         with pytest.raises(StateError, match="nothing is left undecided"):
             decide()
+
+
+@pytest.mark.parametrize("how", ["close", "reset"])
+def test_over_a_real_socket_an_end_and_a_reset_are_told_apart(make_pair, build, settings, recording, how):
+    stream, steps = recording
+    pair = make_pair(build, settings=settings, uri="tcp:127.0.0.1:0")
+    incoming = pair.destination.incoming(pair.uri)
+    with socket.create_connection(("127.0.0.1", int(incoming.uri.rpartition(":")[2]))) as qemu:
+        qemu.sendall(stream)
+        heard = b""
+        while len(heard) < len(PONG_1 + SHUT_0):
+            heard += qemu.recv(100)
+        assert heard == PONG_1 + SHUT_0
+        if how == "reset":
+            qemu.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    if how == "close":
+        incoming.wait(LONG)
+        assert pair.destination.run_state is RunState.RUNNING
+        build.built[1].wait_steps(5)
+    else:
+        with pytest.raises(HandoverUndecided, match="Connection reset by peer"):
+            incoming.wait(LONG)
+        assert pair.destination.run_state is RunState.INMIGRATE
+        assert build.built[1].counter.steps == steps
 
 
 @pytest.mark.parametrize("decision", ["adopt", "discard"])
