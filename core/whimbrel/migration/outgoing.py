@@ -206,7 +206,7 @@ class OutgoingMigration(Attempt):
         if self._return_path.wait_acknowledged(AGREEMENT):
             return True
         if self._statistics.rounds == 1:
-            _log.warning("the destination has not agreed to the switchover: switchover-ack must be on there, too")
+            _log.warning("the destination has not agreed to the switchover: switchover-ack must be on there too")
         return False
 
     def _send_round(self, out: Writer, pacer: Pacer) -> None:
