@@ -201,7 +201,7 @@ class OutgoingMigration(Attempt):
         return should_switch(round_) if choice is None else choice
 
     def _agreed(self) -> bool:
-        """Whether the destination is ready for the switchover; while it is not, there is no hurry with rounds either."""
+        """Whether the destination is ready for the switchover; while it is not, rounds are in no hurry."""
         assert self._return_path is not None, "refused without a way back"
         if self._return_path.wait_acknowledged(AGREEMENT):
             return True
