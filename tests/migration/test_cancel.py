@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from whimbrel import MigrationStatus, RunState, hookimpl
+from whimbrel import MigrationStatus, OutgoingMigration, RunState, hookimpl
 from whimbrel.abc import SaveVMHandler, SaveVMSpec
 from whimbrel.errors import HandoverUndecided, MigrationCancelled, MigrationError, StateError
 from whimbrel.testing.faults import Faults
@@ -285,6 +285,48 @@ def test_at_any_byte_it_either_stays_or_has_gone(make_pair, churning, settings):
     assert set(outcomes.values()) == {True, False}
 
 
+@pytest.mark.parametrize("side", ["source", "destination"])
+def test_at_the_very_moment_in_which_the_connection_is_made(make_pair, build, settings, side):
+    pair = make_pair(build, settings=settings)
+    pair.source.start()
+    transport = pair.source.plugins.transport("memory").create()
+    name = "on_connect" if side == "source" else "on_accept"
+    wrap = getattr(transport, name)
+
+    def connected(channel):
+        assert getattr(pair, side).cancel_migration()
+        return wrap(channel)
+
+    setattr(transport, name, connected)
+    incoming = pair.destination.incoming("memory:pair")
+    with pair.source.lock:  # so that the migration is known before it has connected
+        outgoing = pair.source.migrate("memory:pair")
+    cancelled_one, other = (outgoing, incoming) if side == "source" else (incoming, outgoing)
+    with pytest.raises(MigrationCancelled):
+        cancelled_one.wait(LONG)
+    with pytest.raises(MigrationError):
+        other.wait(LONG)
+    setattr(transport, name, wrap)
+    assert runs_on_and_moves(pair, build, settings)
+
+
+def test_between_setup_and_active(make_pair, build, settings, monkeypatch):
+    pair = make_pair(build, settings=settings)
+    pair.source.start()
+    sync = OutgoingMigration._sync
+
+    def cancel_and_sync(migration):
+        migration.cancel()
+        sync(migration)
+
+    monkeypatch.setattr(OutgoingMigration, "_sync", cancel_and_sync)
+    incoming, outgoing = pair.migrate()
+    assert cancelled(outgoing)
+    assert destination_clean(pair, build, incoming)
+    monkeypatch.undo()
+    assert runs_on_and_moves(pair, build, settings)
+
+
 # -------------------------------------------------------------------------------------------------- the destination's
 
 
@@ -320,6 +362,22 @@ def test_a_destination_that_loads(make_pair, build, settings, at):
         outgoing.wait(LONG)
     assert outgoing.status is MigrationStatus.FAILED
     assert not any(block.view.any() for block in build.destination.blocks.values())
+    assert runs_on_and_moves(pair, build, settings)
+
+
+def test_a_destination_that_has_loaded_all_but_has_not_proved_it(make_pair, build, settings):
+    pair = make_pair(build, settings=settings)
+    answers = []
+    build.destination.on_load = lambda: answers.append(pair.destination.cancel_migration())
+    pair.source.start()
+    incoming, outgoing = pair.migrate()
+    assert incoming_cancelled(pair, incoming)
+    with pytest.raises(MigrationError):
+        outgoing.wait(LONG)
+    assert answers[0] is True
+    assert outgoing.info.ownership == "owner"
+    assert not build.destination.blocks["a"].view.any()
+    build.destination.on_load = lambda: None
     assert runs_on_and_moves(pair, build, settings)
 
 

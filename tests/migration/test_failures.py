@@ -256,7 +256,7 @@ def test_a_destination_that_does_not_prove_anything(make_pair, build, settings):
     pair.forget_events()
     peer = Peer(pair, serve)
     outgoing = pair.source.migrate("memory:by hand")
-    failed(outgoing, HandoverTimeout, "has not proved within 0.05 s", "peer memory:by hand")
+    failed(outgoing, HandoverTimeout, "has not proved within 0.05", "peer memory:by hand")
     assert source_runs(pair, build)
     leave.set()
     peer.thread.join()
@@ -667,3 +667,52 @@ def test_a_transport_that_breaks_its_contract_does_not_hang_anybody(make_pair, b
     transport.on_connect = wrap
     assert clean(pair, build)
     assert next_attempt_succeeds(pair, build)
+
+
+def test_a_link_that_takes_nothing_more_and_says_nothing(make_pair, build, settings):
+    """The send fails and the way back is silent: the send's own error is the reason, after a moment for last words."""
+    pair = make_pair(build, settings=settings)
+    transport = pair.source.plugins.transport("memory").create()
+    wrap = transport.on_connect
+
+    def on_connect(channel):
+        channel = wrap(channel)
+        send, sent = channel.send, [0]
+
+        def half_broken(data):
+            sent[0] += memoryview(data).nbytes
+            if sent[0] > 20_000:
+                raise ChannelLost("no route to host")
+            send(data)
+
+        channel.send = half_broken
+        return channel
+
+    transport.on_connect = on_connect
+    pair.source.start()
+    incoming, outgoing = pair.migrate()
+    failed(outgoing, ChannelLost, "no route to host", "section 'ram'")
+    failed(incoming, ChannelLost)
+    transport.on_connect = wrap
+    assert source_runs(pair, build)
+    assert clean(pair, build)
+    assert next_attempt_succeeds(pair, build)
+
+
+def test_even_a_machine_that_does_not_thaw_ends_the_migration(make_pair, build, settings, caplog):
+    pair = make_pair(build, settings=settings)
+    build.destination.on_load = lambda: 1 / 0
+    thaw = pair.source.thaw
+
+    def broken(to):
+        raise RuntimeError("a bug of the machine's")
+
+    pair.source.thaw = broken
+    pair.source.start()
+    with caplog.at_level(logging.CRITICAL, "whimbrel"):
+        incoming, outgoing = pair.run()
+    assert outgoing.status is MigrationStatus.FAILED
+    assert isinstance(outgoing.error, MigrationError)
+    assert isinstance(incoming.error, MigrationError)
+    thaw(RunState.RUNNING)
+    build.source.wait_steps(5)

@@ -402,3 +402,87 @@ def test_memory_stays_bounded(loading, mutator, stream):
         tracemalloc.stop()
     assert peak < usual + 1 * MIB
     loading.check_reusable(stream)
+
+
+# ------------------------------------------------------------------------------------------------------ streams by hand
+
+
+def element(stream, walk, name):
+    """The bytes of the element of that name."""
+    (one,) = [one for one in walk(stream) if f"{one.element} {one.name}".strip() == name]
+    return stream[one.offset : one.end]
+
+
+def test_a_stream_without_a_configuration_is_that_of_an_old_machine(loading, stream, walk):
+    """QEMU's machine types up to 2.3 send none (wire format, section 1.5)."""
+    assert loading.load(stream.replace(element(stream, walk, "CONFIGURATION"), b"", 1)) is None
+    loading.check_clean()
+
+
+def test_a_footer_is_not_left_out(loading, stream, walk):
+    plain = element(stream, walk, "SECTION_FULL plain")
+    error = loading.load(stream.replace(plain, plain[:-5], 1))
+    judge(error)
+    assert "footer" in str(error)
+
+
+def test_capabilities_of_the_source_that_are_unknown_here(loading, stream, walk):
+    config = element(stream, walk, "CONFIGURATION")
+    more = b"\x05\x1aconfiguration/capabilities\0\0\0\1\0\0\0\1\x0fx-ignore-shared"
+    error = loading.load(stream.replace(config, config + more, 1))
+    judge(error)
+    assert "x-ignore-shared" in str(error)
+    assert error.place.section == "configuration"
+
+
+def test_a_section_that_comes_again_under_another_id(loading, stream, walk):
+    plain = element(stream, walk, "SECTION_FULL plain")
+    again = plain[:1] + b"\0\0\0\x63" + plain[5:-4] + b"\0\0\0\x63"
+    error = loading.load(stream.replace(plain, plain + again, 1))
+    judge(error)
+    assert "'plain' with instance id 0 came twice" in str(error)
+
+
+def test_a_device_that_comes_in_rounds_and_ram_that_does_not(loading, stream, walk):
+    plain = element(stream, walk, "SECTION_FULL plain")
+    error = loading.load(stream.replace(plain, b"\x01" + plain[1:], 1))
+    judge(error)
+    assert "'plain' came as START, expected FULL" in str(error)
+    start = element(stream, walk, "SECTION_START ram")
+    error = loading.load(stream.replace(start, b"\x04" + start[1:], 1))
+    judge(error)
+    assert "the RAM section came as FULL" in str(error)
+
+
+def test_versions_that_are_not_known(loading, stream, walk):
+    for name, version in (("rich", 4), ("rich", 1), ("plain", 2), ("plain", 0)):
+        device = element(stream, walk, f"SECTION_FULL {name}")
+        at = 1 + 4 + 1 + len(name) + 4
+        error = loading.load(stream.replace(device, device[:at] + version.to_bytes(4, "big") + device[at + 4 :], 1))
+        judge(error)
+        assert f"'{name}'" in error.place.section
+        assert "version" in str(error)
+
+
+def test_a_return_path_where_there_is_none(loading, stream):
+    registry, _ = loading.machine._register()
+    loader = StreamLoader(loading.machine, registry, Reader(ReplayChannel(stream)), None, on_prepared=int)
+    loader.load_header()
+    with pytest.raises(StreamError, match="no way back") as caught:
+        loader.load()
+    judge(caught.value)
+    loader.rollback()
+    registry.finish()
+
+
+def test_ends_with_a_section_still_open(loading, stream, walk):
+    error = loading.load(stream.replace(element(stream, walk, "SECTION_END ram"), b"", 1))
+    judge(error)
+    assert "the stream lacks what this machine has: ram" in str(error)
+
+
+def test_a_proof_is_asked_for_twice(loading, stream, walk):
+    """The second PING is answered like the first, and changes nothing."""
+    ping = element(stream, walk, "COMMAND PING 0x77686d62")
+    assert loading.load(stream.replace(ping, ping + ping, 1)) is None
+    loading.check_clean()

@@ -234,10 +234,10 @@ class BareMachine:
     def _start_guest(self) -> None:
         try:
             self._guest.start()
-        except Exception as exc:
+        except BaseException as exc:
             if self._run_state is not RunState.PAUSED:
                 self._move(RunState.PAUSED)
-            if isinstance(exc, WhimbrelError):
+            if isinstance(exc, WhimbrelError) or not isinstance(exc, Exception):
                 raise
             raise GuestError(f"the guest failed to start: {exc!r}") from exc
 

@@ -34,7 +34,7 @@ from whimbrel.errors import (
 )
 from whimbrel.events import Round, RoundFinished, RoundStarted
 from whimbrel.machine import BareMachine, RunState
-from whimbrel.migration.attempt import Attempt
+from whimbrel.migration.attempt import Attempt, unexpected
 from whimbrel.migration.deadline import Deadline
 from whimbrel.migration.globalstate import GlobalStateHandler
 from whimbrel.migration.handover import (
@@ -345,6 +345,8 @@ class OutgoingMigration(Attempt):
             self._machine.thaw(to)
         except WhimbrelError as exc:
             return exc
+        except BaseException as exc:  # noqa: BLE001 - the rest of the end must come all the same
+            return unexpected(exc)
         return None
 
     def _best_reason(self, error: WhimbrelError | None) -> WhimbrelError | None:

@@ -231,6 +231,19 @@ def test_a_guest_that_does_not_start_again_never_hangs_between_two_states(machin
     assert "power_on" not in machine.guest.calls
 
 
+@pytest.mark.parametrize("call", ["start", "thaw", "arrive"])
+def test_a_guest_that_wants_to_leave_leaves_the_machine_paused(machine, call):
+    in_state(machine, {"start": S.PAUSED, "thaw": S.FINISH_MIGRATE, "arrive": S.INMIGRATE}[call])
+
+    def start():
+        raise SystemExit(3)
+
+    machine.guest.start = start
+    with pytest.raises(SystemExit):
+        machine.start() if call == "start" else getattr(machine, call)(S.RUNNING)
+    assert machine.run_state is S.PAUSED
+
+
 def failing_machine(gate, entered):
     def step():
         entered.set()
