@@ -268,7 +268,6 @@ def cut_at(world, elements, sent, cuts, *, orderly):
         assert outcome in expected_of(cut, elements, sent), cut
         world.decide(incoming, *outcome, adopt=bool(number % 2))
     world.ledger.check()
-    assert len(world.ledger.entries) > 2
 
 
 def page_of(elements):
@@ -286,6 +285,7 @@ def test_a_link_that_is_cut_at_every_byte_to_the_destination(world, measured, or
     assert 3_800 < len(inside) < 4_096
     cuts = [cut for cut in range(sent + 1) if cut not in inside or cut % 32 == 0]
     cut_at(world, elements, sent, cuts, orderly=orderly)
+    assert len(world.ledger.entries) > 500  # whoever was stopped went on, here or there
 
 
 @pytest.mark.long
