@@ -469,7 +469,7 @@ class DirtyTrackerSpec:
 
 
 class Guest(ABC):
-    """What runs in a machine. Called by the machine under its lock, on any thread, never on the guest's own.
+    """What runs in a machine. Called under the machine's lock (`close` without it), on any thread but the guest's own.
 
     A guest whose own code raises sets `failure` and then calls `on_failure` with it, on its own thread.
     """

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -47,7 +47,7 @@ from whimbrel.migration.handover import (
 )
 from whimbrel.migration.quietly import quietly
 from whimbrel.migration.return_path import ReturnPath
-from whimbrel.migration.savevm import Entry, Registry, write_full
+from whimbrel.migration.savevm import Registry, write_section
 from whimbrel.migration.statistics import MigrationInfo, Statistics
 from whimbrel.migration.status import SOURCE_MOVES, MigrationStatus
 from whimbrel.migration.switchover import should_switch
@@ -154,7 +154,7 @@ class OutgoingMigration(Attempt):
             out.write(commands.encode(commands.OpenReturnPath()))
             self._ping(out, FIRST_PING)
         for entry, handler in self._registry.iterable:
-            self._write_section(out, entry, SectionKind.START, partial(handler.save_start, out))
+            write_section(entry, SectionKind.START, out, partial(handler.save_start, out))
         out.flush()
         handlers = [handler for _, handler in self._registry.iterable]
         keyed = {handler.statistics_key: handler.progress for handler in handlers if handler.statistics_key}
@@ -214,7 +214,7 @@ class OutgoingMigration(Attempt):
             slice_ = pacer.next_slice()
             for entry, handler in self._registry.iterable:
                 if handler.pending():
-                    self._write_section(out, entry, SectionKind.PART, partial(handler.save_part, out, slice_))
+                    write_section(entry, SectionKind.PART, out, partial(handler.save_part, out, slice_))
                 if slice_.over():
                     break
             self._statistics.tick()
@@ -285,9 +285,9 @@ class OutgoingMigration(Attempt):
     def _write_rest(self, out: Writer) -> None:
         self._sync()
         for entry, handler in self._registry.iterable:
-            self._write_section(out, entry, SectionKind.END, partial(handler.save_end, out))
+            write_section(entry, SectionKind.END, out, partial(handler.save_end, out))
         for entry in self._registry.full:
-            described = write_full(entry, out)
+            described = write_section(entry, SectionKind.FULL, out, partial(entry.handler.save, out))
             if described is not None:
                 self._described.append(described)
 
@@ -386,14 +386,6 @@ class OutgoingMigration(Attempt):
         assert self._return_path is not None, "a PING needs a way back"
         self._return_path.asking(value)
         out.write(commands.encode(commands.Ping(value)))
-
-    def _write_section(self, out: Writer, entry: Entry, kind: SectionKind, body: Callable[[], None]) -> None:
-        try:
-            out.write(entry.head(kind))
-            body()
-            out.write(entry.foot())
-        except MigrationError as exc:
-            raise exc.at(entry.place) from exc.__cause__
 
     def _sync(self) -> None:
         self._registry.sync()

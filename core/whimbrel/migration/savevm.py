@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import attrs
 
@@ -12,6 +12,8 @@ from whimbrel.errors import ConfigError, MigrationError, Place
 from whimbrel.migration.quietly import quietly
 from whimbrel.stream import Writer
 from whimbrel.wire import skeleton
+
+T = TypeVar("T")
 
 
 @attrs.frozen(eq=False)
@@ -92,13 +94,12 @@ class Registry:
             quietly(entry.handler.finish, f"the end of section {entry.handler.idstr!r}")
 
 
-def write_full(entry: Entry, out: Writer) -> Mapping[str, Any] | None:
-    """Write a device's whole section; returns its description."""
-    with_place = entry.place
+def write_section(entry: Entry, kind: SectionKind, out: Writer, body: Callable[[], T]) -> T:
+    """Write a section of `entry` round what `body` writes; returns what `body` returns. Errors are told their place."""
     try:
-        out.write(entry.head(SectionKind.FULL))
-        described = entry.handler.save(out)
+        out.write(entry.head(kind))
+        value = body()
         out.write(entry.foot())
     except MigrationError as exc:
-        raise exc.at(with_place) from exc.__cause__
-    return described
+        raise exc.at(entry.place) from exc.__cause__
+    return value
