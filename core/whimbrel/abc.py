@@ -36,6 +36,7 @@ __all__ = [
     "Channel",
     "Codec",
     "CodecSpec",
+    "DeltaCodec",
     "DirtyTracker",
     "DirtyTrackerSpec",
     "GatheringChannel",
@@ -179,6 +180,8 @@ class TransportSpec:
     summary: str
     create: Callable[[], Transport]
     duplex: bool = True
+    runs_programs: bool = False
+    """Whether an address is a command to run on this host: a monitor's client may not name one unless allowed."""
 
 
 # --------------------------------------------------------------------------------------------------- the stream
@@ -373,13 +376,27 @@ class Codec(ABC):
         """Decode exactly `into.nbytes` bytes into `into`. Raises StreamError for anything else; never yields more."""
 
 
+class DeltaCodec(ABC):
+    """Turns what has changed in pages into bytes and back. Has no state; any thread."""
+
+    @abstractmethod
+    def decode(
+        self, data: ByteArray, starts: IndexArray, ends: IndexArray, memory: ByteArray, offsets: IndexArray
+    ) -> None:
+        """Change the pages at `memory[offsets[i] : offsets[i] + 4096]` as `data[starts[i] : ends[i]]` say.
+
+        `data` and `memory` are flat, the others of shape (n,); the pages are inside of `memory` and apart. Raises
+        StreamError if any of them is malformed; then nothing has changed.
+        """
+
+
 @attrs.frozen(kw_only=True)
 class CodecSpec:
     """An offer of a codec."""
 
     name: str
     summary: str
-    create: Callable[[], Codec]
+    create: Callable[[], Codec | DeltaCodec]
 
 
 # ----------------------------------------------------------------------------------------------- dirty tracking
