@@ -24,6 +24,8 @@ from whimbrel.machine.notices import Notices
 from whimbrel.machine.ram import Ram
 from whimbrel.machine.runstate import RunState, check_move
 from whimbrel.settings import Settings
+from whimbrel.wire.form import Form
+from whimbrel.wire.skeleton import Configuration
 
 TrackerSpecs = Callable[[], Sequence[DirtyTrackerSpec]]
 
@@ -93,6 +95,11 @@ class BareMachine:
         blocks = list(self.ram)
         spec, _ = choose(self.settings.backends.dirty_tracker, self._tracker_specs(), blocks)
         return spec.name, spec.create()
+
+    def form(self) -> Form:
+        """What this machine's streams consist of around their sections."""
+        with_uuid = self.uuid is not None and self.settings.capabilities.validate_uuid
+        return Form(Configuration(self.name, uuid=self.uuid.bytes if with_uuid and self.uuid else None))
 
     # --------------------------------------------------------------------------------------- operation
 

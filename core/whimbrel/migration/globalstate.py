@@ -5,7 +5,7 @@ Layout as QEMU's (wire format, section 7.5): a length, then 100 bytes with the n
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Protocol
 
 import attrs
 
@@ -44,6 +44,13 @@ DESCRIPTION: Final = vmstate.VMStateDescription(
     fields=[vmstate.uint32("size", low=1, high=_SIZE), vmstate.buffer("runstate", size=_SIZE)],
     post_load=_check,
 )
+
+
+class RunStateCarrier(Protocol):
+    """What a source tells the run state that it was in when it stopped."""
+
+    def set(self, run_state: RunState) -> None:
+        """What to send."""
 
 
 class GlobalStateHandler(VMStateHandler):

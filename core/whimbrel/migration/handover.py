@@ -32,6 +32,13 @@ FIRST_PING: Final = 1  # sent as the return path opens, as QEMU does
 ROUND_PING: Final = 0x10000  # + the round's number
 
 
+class HandoverTiming(StrEnum):
+    """When the source lets go."""
+
+    PROOF = "proof"  # once the destination has proved that it holds everything
+    QEMU = "qemu"  # once the last byte is written, as QEMU does: a destination that refuses it then is a machine lost
+
+
 class SourceOwnership(StrEnum):
     """What the source may do with the machine."""
 

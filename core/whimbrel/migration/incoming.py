@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from typing import Final
 
@@ -28,6 +27,7 @@ from whimbrel.errors import (
 from whimbrel.events import Arrived
 from whimbrel.machine import BareMachine, RunState
 from whimbrel.migration.announce import Announcer
+from whimbrel.migration.answers import LINGER, answerer, refuse
 from whimbrel.migration.attempt import Attempt
 from whimbrel.migration.deadline import Deadline
 from whimbrel.migration.globalstate import GlobalStateHandler
@@ -39,12 +39,11 @@ from whimbrel.migration.statistics import MigrationInfo
 from whimbrel.migration.status import DESTINATION_MOVES, MigrationStatus
 from whimbrel.plugins import PluginManager
 from whimbrel.stream import Reader
-from whimbrel.wire.return_path import Message, Shut, encode
+from whimbrel.wire.return_path import Message, Shut
 
 _log = logging.getLogger("whimbrel")
 
 FOR_EVER: Final = float("inf")
-LINGER: Final = 2.0  # seconds a refused source is listened to, so that it hears why before the connection goes
 
 Registration = Callable[[], tuple[Registry, GlobalStateHandler]]
 
@@ -159,7 +158,7 @@ class IncomingMigration(Attempt):
             if self._patience.cancelled.is_set():
                 raise MigrationCancelled("cancelled while connecting")
         reader = self._reader = Reader(channel)
-        answer = _answerer(channel) if channel.duplex else None
+        answer = answerer(channel) if channel.duplex else None
         loader = self._loader = StreamLoader(self._machine, registry, reader, answer, on_prepared=self._prepared)
         try:
             self._load_header(loader, channel)
@@ -249,7 +248,7 @@ class IncomingMigration(Attempt):
                 self._loader.rollback()
             self._ownership.move(DestinationOwnership.REFUSED)
             if self._channel is not None and not cancelled:
-                quietly(partial(_refuse, self._channel), "the channel")
+                quietly(partial(refuse, self._channel), "the channel")
         self._hang_up()
         if self._registry is not None:
             self._registry.finish()
@@ -272,25 +271,9 @@ class IncomingMigration(Attempt):
         return undecided
 
 
-def _answerer(channel: Channel) -> Callable[[Message], None]:
-    return lambda message: channel.send(encode(message))
-
-
 def _try_to(action: Callable[[], object]) -> None:
     """Behind the end of the stream nothing on the link changes what is here."""
     try:
         action()
     except (ChannelError, StreamError) as exc:
         _log.warning("behind the end of the stream: %s", exc)
-
-
-def _refuse(channel: Channel) -> None:
-    """Say SHUT 1 and listen on for a moment, so that the word is not lost in a reset."""
-    if not channel.duplex:
-        return
-    sink = memoryview(bytearray(1 << 16))
-    with suppress(ChannelError), Deadline(LINGER, channel):
-        channel.send(encode(Shut(1)))
-        channel.end_writing()
-        while channel.recv_into(sink):
-            pass

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from whimbrel.errors import MigrationRefused, StateError
+from whimbrel.errors import MigrationRefused, StateError, UnknownNameError
 from whimbrel.machine import BareMachine, RunState
 from whimbrel.migration.globalstate import GlobalStateHandler
+from whimbrel.migration.handover import HandoverTiming
 from whimbrel.migration.incoming import IncomingMigration
 from whimbrel.migration.outgoing import OutgoingMigration, refuse_if_impossible
 from whimbrel.migration.savevm import Registry
@@ -43,8 +44,11 @@ class Machine(BareMachine):
         """The current migration, or the last one, or None."""
         return self._outgoing or self._incoming
 
-    def migrate(self, uri: str) -> OutgoingMigration:
+    def migrate(self, uri: str, *, handover: str = HandoverTiming.PROOF) -> OutgoingMigration:
         """Begin to move this machine to `uri`; returns at once.
+
+        `handover` is "proof" (the destination proves that it holds everything before it may run, which a QEMU does
+        too) or "qemu": QEMU's own timing, in which a destination that fails late has lost the machine.
 
         Raises StateError while another migration runs or where there is nothing to move, ConfigError for a URI that
         cannot be, MigrationRefused with every reason against it. Nothing has been touched then. A machine that was
@@ -52,6 +56,7 @@ class Machine(BareMachine):
         """
         with self.lock:
             self._refuse_a_second()
+            timing = _timing(handover)
             destination = resolve(uri, self.plugins)
             registry, global_state = self._register()
             try:
@@ -60,7 +65,7 @@ class Machine(BareMachine):
             except BaseException:
                 registry.finish()
                 raise
-            self._outgoing = OutgoingMigration(self, self.plugins, destination, registry, global_state)
+            self._outgoing = OutgoingMigration(self, self.plugins, destination, registry, global_state, timing=timing)
             self._outgoing.start()
             return self._outgoing
 
@@ -124,7 +129,16 @@ class Machine(BareMachine):
         global_state = GlobalStateHandler()
         specs = self.plugins.savevm_handlers(self, self.settings.plugins.savevm)
         handlers = [handler for spec in specs for handler in spec.create()]
-        return Registry([*handlers, global_state]), global_state
+        registry = Registry([*handlers, global_state])
+        registry.refuse_namesakes()
+        return registry, global_state
+
+
+def _timing(name: str) -> HandoverTiming:
+    try:
+        return HandoverTiming(name)
+    except ValueError:
+        raise UnknownNameError("handover", name, HandoverTiming) from None
 
 
 def manager_for(settings: Settings) -> PluginManager:

@@ -13,9 +13,9 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from whimbrel.abc import MigrationPlan, Patience, SectionKind
 from whimbrel.errors import (
@@ -36,18 +36,19 @@ from whimbrel.events import Round, RoundFinished, RoundStarted
 from whimbrel.machine import BareMachine, RunState
 from whimbrel.migration.attempt import Attempt, unexpected
 from whimbrel.migration.deadline import Deadline
-from whimbrel.migration.globalstate import GlobalStateHandler
+from whimbrel.migration.globalstate import RunStateCarrier
 from whimbrel.migration.handover import (
     FIRST_PING,
     PROOF,
     ROUND_PING,
+    HandoverTiming,
     SourceOwnership,
     last_word_timeout,
     source_handover,
 )
 from whimbrel.migration.quietly import quietly
 from whimbrel.migration.return_path import ReturnPath
-from whimbrel.migration.savevm import Registry, write_section
+from whimbrel.migration.savevm import Entry, Registry, write_section
 from whimbrel.migration.statistics import MigrationInfo, Statistics
 from whimbrel.migration.status import SOURCE_MOVES, MigrationStatus
 from whimbrel.migration.switchover import should_switch
@@ -57,6 +58,8 @@ from whimbrel.stream import Pacer, Writer
 from whimbrel.wire import commands, description, skeleton
 
 _log = logging.getLogger("whimbrel")
+
+T = TypeVar("T")
 
 PAGE_SIZE: Final = 4096  # what the description tells; the wire format knows no other here
 AGREEMENT: Final = 0.1  # seconds to wait after each round for the destination to agree to the switchover
@@ -71,9 +74,10 @@ class OutgoingMigration(Attempt):
     _cancelled_text = "the migration was cancelled; the machine goes on here"
 
     def __init__(self, machine: BareMachine, plugins: PluginManager, destination: Destination, registry: Registry,
-                 global_state: GlobalStateHandler) -> None:  # fmt: skip
+                 global_state: RunStateCarrier, *, timing: HandoverTiming = HandoverTiming.PROOF) -> None:  # fmt: skip
         super().__init__(machine, plugins, SOURCE_MOVES, "whimbrel-migration")
         self._destination, self._registry, self._global_state = destination, registry, global_state
+        self._timing, self._form = timing, machine.form()
         # Capabilities are those of the start; parameters are read anew whenever they matter.
         self._capabilities = machine.settings.capabilities.copy()
         self._parameters = machine.settings.parameters
@@ -144,17 +148,15 @@ class OutgoingMigration(Attempt):
                 raise MigrationCancelled("cancelled while connecting")
         out = Writer(channel)
         out.write(skeleton.HEADER)
-        uuid = self._machine.uuid
-        with_uuid = uuid is not None and self._capabilities.validate_uuid
-        config = skeleton.Configuration(self._machine.name, uuid=uuid.bytes if with_uuid and uuid else None)
-        out.write(skeleton.configuration(config))
+        if self._form.configuration is not None:
+            out.write(skeleton.configuration(self._form.configuration))
         if channel.duplex:
             self._return_path = ReturnPath(channel, on_failure=self._link_failed)
             self._return_path.start()
             out.write(commands.encode(commands.OpenReturnPath()))
             self._ping(out, FIRST_PING)
         for entry, handler in self._registry.iterable:
-            write_section(entry, SectionKind.START, out, partial(handler.save_start, out))
+            self._write_section(entry, SectionKind.START, out, partial(handler.save_start, out))
         out.flush()
         handlers = [handler for _, handler in self._registry.iterable]
         keyed = {handler.statistics_key: handler.progress for handler in handlers if handler.statistics_key}
@@ -214,7 +216,7 @@ class OutgoingMigration(Attempt):
             slice_ = pacer.next_slice()
             for entry, handler in self._registry.iterable:
                 if handler.pending():
-                    write_section(entry, SectionKind.PART, out, partial(handler.save_part, out, slice_))
+                    self._write_section(entry, SectionKind.PART, out, partial(handler.save_part, out, slice_))
                 if slice_.over():
                     break
             self._statistics.tick()
@@ -267,12 +269,13 @@ class OutgoingMigration(Attempt):
         with Deadline(seconds, self._channel) as deadline:
             try:
                 self._write_rest(out)
-                if self._return_path is not None:
-                    self._ping(out, PROOF)
+                if self._return_path is None or self._timing is HandoverTiming.QEMU:
+                    out.flush()
+                    return
+                self._ping(out, PROOF)
                 out.flush()
-                if self._return_path is not None:
-                    self._return_path.wait_pong(PROOF)
-                    self._ownership.move(SourceOwnership.PREPARED)
+                self._return_path.wait_pong(PROOF)
+                self._ownership.move(SourceOwnership.PREPARED)
             except MigrationError as exc:
                 if not deadline.passed or self._patience.cancelled.is_set():
                     raise
@@ -285,11 +288,20 @@ class OutgoingMigration(Attempt):
     def _write_rest(self, out: Writer) -> None:
         self._sync()
         for entry, handler in self._registry.iterable:
-            write_section(entry, SectionKind.END, out, partial(handler.save_end, out))
+            self._write_section(entry, SectionKind.END, out, partial(handler.save_end, out))
         for entry in self._registry.full:
-            described = write_section(entry, SectionKind.FULL, out, partial(entry.handler.save, out))
+            described = self._write_section(entry, SectionKind.FULL, out, partial(entry.handler.save, out))
             if described is not None:
                 self._described.append(described)
+
+    def _write_section(self, entry: Entry, kind: SectionKind, out: Writer, body: Callable[[], T]) -> T:
+        return write_section(entry, kind, out, body, footer=self._form.footers)
+
+    def _write_description(self, out: Writer) -> None:
+        if self._form.text is not None:
+            out.write(description.frame(self._form.text))
+        elif self._form.description:
+            out.write(description.encode(self._described, page_size=PAGE_SIZE))
 
     def _let_go(self, out: Writer) -> None:
         """Tell the destination that the machine is its own, and hear that it runs."""
@@ -297,7 +309,7 @@ class OutgoingMigration(Attempt):
         with Deadline(last_word_timeout(self._limits.handover_timeout), self._channel) as deadline:
             try:
                 out.write(bytes((skeleton.Element.EOF,)))
-                out.write(description.encode(self._described, page_size=PAGE_SIZE))
+                self._write_description(out)
                 out.flush()
                 if self._return_path is not None:
                     self._return_path.wait_shut()

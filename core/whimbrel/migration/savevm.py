@@ -48,9 +48,7 @@ class Registry:
         self._by_name: dict[tuple[str, int], Entry] = {}
         for entry in self.entries:
             name = (entry.handler.idstr, entry.handler.instance_id)
-            if name in self._by_name:
-                raise ConfigError(f"two savevm handlers want section {name[0]!r} with instance id {name[1]}")
-            self._by_name[name] = entry
+            self._by_name.setdefault(name, entry)
 
     @property
     def iterable(self) -> list[tuple[Entry, IterableHandler]]:
@@ -63,8 +61,15 @@ class Registry:
         return [entry for entry in self.entries if not entry.handler.iterable]
 
     def find(self, idstr: str, instance_id: int) -> Entry | None:
-        """The entry of that name, or None."""
+        """The (first) entry of that name, or None."""
         return self._by_name.get((idstr, instance_id))
+
+    def refuse_namesakes(self) -> None:
+        """Raise ConfigError if two handlers want the same section: a stream could not be loaded by their names."""
+        for entry in self.entries:
+            name = (entry.handler.idstr, entry.handler.instance_id)
+            if self._by_name[name] is not entry:
+                raise ConfigError(f"two savevm handlers want section {name[0]!r} with instance id {name[1]}")
 
     def names(self) -> tuple[str, ...]:
         """The names of all sections, in order."""
@@ -94,12 +99,16 @@ class Registry:
             quietly(entry.handler.finish, f"the end of section {entry.handler.idstr!r}")
 
 
-def write_section(entry: Entry, kind: SectionKind, out: Writer, body: Callable[[], T]) -> T:
-    """Write a section of `entry` round what `body` writes; returns what `body` returns. Errors are told their place."""
+def write_section(entry: Entry, kind: SectionKind, out: Writer, body: Callable[[], T], *, footer: bool = True) -> T:
+    """Write a section of `entry` round what `body` writes; returns what `body` returns. Errors are told their place.
+
+    `footer` is false for the streams of machine types from before there were any.
+    """
     try:
         out.write(entry.head(kind))
         value = body()
-        out.write(entry.foot())
+        if footer:
+            out.write(entry.foot())
     except MigrationError as exc:
         raise exc.at(entry.place) from exc.__cause__
     return value

@@ -19,7 +19,12 @@ def encode(devices: Sequence[Mapping[str, Any]], *, page_size: int) -> bytes:
     length = len(text)
     while b"{" in U32.pack(length):
         length += 1
-    return bytes((Element.VMDESCRIPTION,)) + U32.pack(length) + text.ljust(length)
+    return frame(text.ljust(length))
+
+
+def frame(text: bytes) -> bytes:
+    """A description's JSON with its type byte and length."""
+    return bytes((Element.VMDESCRIPTION,)) + U32.pack(len(text)) + text
 
 
 def parse_and_skip(limit: int) -> Parser[int]:
