@@ -1,6 +1,9 @@
 # `make demo` and `make test` need nothing prepared: a Python 3.11 or newer and, on Debian, its venv package, which is
 # installed if you are root. Everything else goes into .venv.
 #
+# `make test` tests against a real QEMU as well. As root on Debian it installs one; where none can be had it says so, and
+# those tests are skipped.
+#
 # The tests and the demo run the built wheel, never the tree: what is not packaged is not tested.
 
 SHELL := /bin/bash
@@ -11,7 +14,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 SOURCES := $(shell find core plugins/*/whimbrel_* examples -name '*.py' -not -path '*/__pycache__/*') pyproject.toml README.md LICENSE
 
-.PHONY: help demo test test-long lint types docs bench develop clean
+.PHONY: help demo test test-long qemu lint types docs bench develop clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -19,11 +22,14 @@ help: ## what there is
 demo: $(VENV)/wheel ## move 512 MiB under constant writes from one process to another, and compare every byte
 	$(VENV)/bin/whimbrel demo $(ARGS)
 
-test: $(VENV)/wheel ## all tests but the long ones, on the wheel (under 5 minutes)
+test: $(VENV)/wheel qemu ## all tests but the long ones, on the wheel (under 5 minutes)
 	WHIMBREL_TESTS_THE_WHEEL=1 $(PYTHON) -m pytest -m "not long" $(ARGS)
 
-test-long: $(VENV)/wheel ## the long ones
+test-long: $(VENV)/wheel qemu ## the long ones
 	$(PYTHON) -m pytest -m "long" $(ARGS)
+
+qemu: ## have a QEMU here to test against, if it can be had
+	@tools/make-qemu
 
 lint: $(VENV)/tools ## ruff and the direction of imports
 	$(VENV)/bin/ruff check .
