@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from whimbrel import abc, errors, events, vmstate
+    from whimbrel.capture import CapturedMachine
     from whimbrel.errors import MigrationCancelled, MigrationError, MigrationRefused, WhimbrelError
     from whimbrel.hookspecs import hookimpl
     from whimbrel.machine import IdleGuest, LoopGuest, RamBlock, RunState
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Capabilities": "settings",
+    "CapturedMachine": "capture",
     "IdleGuest": "machine",
     "IncomingMigration": "migration",
     "LoopGuest": "machine",
@@ -56,6 +58,7 @@ _HOMES = {
 
 __all__ = [
     "Capabilities",
+    "CapturedMachine",
     "IdleGuest",
     "IncomingMigration",
     "LoopGuest",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from whimbrel.errors import ConfigError, UnknownNameError
-from whimbrel.units import format_rate, format_size
+from whimbrel.units import format_rate, format_size, parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -58,6 +58,15 @@ def parameter(name: str, text: str) -> object:
         # QMP has -1 for the largest number there is; nobody who writes it here means that.
         raise ConfigError(f"{name} cannot be negative: {text!r}", hint="write 0 or more")
     return Parameters.judge(name, text, Dialect.TEXT)
+
+
+def size(option: str, text: str) -> int:
+    """Turn the size given for `option` into bytes. Raises ConfigError."""
+    try:
+        return parse_size(text)
+    except ConfigError as error:
+        error.message = f"{option}: {error.message}"
+        raise
 
 
 def shown(name: str, value: Any) -> str:

@@ -29,7 +29,9 @@ from whimbrel.cli.cancel import cancel
 from whimbrel.cli.demo import demo
 from whimbrel.cli.migrate import migrate
 from whimbrel.cli.plugins import plugins
+from whimbrel.cli.receive import receive
 from whimbrel.cli.run import run
+from whimbrel.cli.send import send
 from whimbrel.cli.set import set_value
 from whimbrel.cli.status import status
 from whimbrel.errors import UnknownNameError, WhimbrelError
@@ -127,7 +129,7 @@ def whimbrel(ctx: click.Context) -> int:
     return USAGE
 
 
-for _command in (run, migrate, status, cancel, set_value, plugins, demo):
+for _command in (run, migrate, status, cancel, set_value, receive, send, plugins, demo):
     whimbrel.add_command(_command)
 
 

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from whimbrel.errors import MigrationRefused, StateError, UnknownNameError
 from whimbrel.machine import BareMachine, RunState
-from whimbrel.migration.globalstate import GlobalStateHandler
+from whimbrel.migration.globalstate import GlobalStateHandler, RunStateCarrier
 from whimbrel.migration.handover import HandoverTiming
 from whimbrel.migration.incoming import IncomingMigration
 from whimbrel.migration.outgoing import OutgoingMigration, refuse_if_impossible
@@ -33,7 +33,13 @@ class Machine(BareMachine):
     ) -> None:
         settings = settings if settings is not None else Settings()
         self.plugins = plugins if plugins is not None else manager_for(settings)
-        super().__init__(name, settings=settings, uuid=uuid, tracker_specs=self.plugins.dirty_trackers)
+        super().__init__(
+            name,
+            settings=settings,
+            uuid=uuid,
+            tracker_specs=self.plugins.dirty_trackers,
+            codec_spec=self.plugins.codec,
+        )
         self.notifiers.add(self.plugins.notify)
         self._outgoing: OutgoingMigration | None = None
         self._incoming: IncomingMigration | None = None
@@ -58,7 +64,7 @@ class Machine(BareMachine):
             self._refuse_a_second()
             timing = _timing(handover)
             destination = resolve(uri, self.plugins)
-            registry, global_state = self._register()
+            registry, global_state = self._leaving()
             try:
                 refuse_if_impossible(self, self.plugins, destination, registry)
                 self.power_on()
@@ -123,6 +129,10 @@ class Machine(BareMachine):
             raise MigrationRefused(f"a machine in {self.run_state} cannot be migrated")
         if self._closing:
             raise StateError("the machine is being closed")
+
+    def _leaving(self) -> tuple[Registry, RunStateCarrier]:
+        """The handlers that save this machine, and what is told its run state."""
+        return self._register()
 
     def _register(self) -> tuple[Registry, GlobalStateHandler]:
         """This machine's handlers, made afresh for one migration."""

@@ -2,6 +2,7 @@
 
 from whimbrel.stream.pacing import Pacer
 from whimbrel.stream.reader import Reader
+from whimbrel.stream.replay import Replay
 from whimbrel.stream.writer import Writer
 
-__all__ = ["Pacer", "Reader", "Writer"]
+__all__ = ["Pacer", "Reader", "Replay", "Writer"]

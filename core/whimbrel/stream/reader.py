@@ -18,14 +18,14 @@ CAPACITY: Final = 1 << 20  # fits the second-level cache of most machines, and 2
 
 
 class Reader:
-    """The reading end of a stream. One thread."""
+    """The reading end of a stream. One thread. `offset` is that of the first byte it reads."""
 
-    def __init__(self, channel: Channel, *, capacity: int = CAPACITY) -> None:
+    def __init__(self, channel: Channel, *, capacity: int = CAPACITY, offset: int = 0) -> None:
         self._channel = channel
         self._buffer = memoryview(bytearray(capacity))
         self._start = 0  # the first byte not consumed
         self._end = 0  # behind the last byte received
-        self._base = 0  # the stream's offset of the buffer's first byte
+        self._base = offset  # the stream's offset of the buffer's first byte
 
     @property
     def offset(self) -> int:
@@ -61,6 +61,14 @@ class Reader:
         if self._end - self._start < minimum:
             self._fill(minimum)
         return self._buffer[self._start : self._end]
+
+    def ended(self) -> bool:
+        """Wait for one more byte, consuming nothing; whether the peer hung up in order instead. Raises ChannelLost."""
+        if self._end == self._start:
+            self._base += self._start
+            self._start = self._end = 0
+            self._end = self._channel.recv_into(self._buffer)
+        return self._end == self._start
 
     def advance(self, count: int) -> None:
         """Consume `count` bytes of the last window. Raises ValueError for more than there are."""

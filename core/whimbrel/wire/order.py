@@ -57,6 +57,14 @@ class SectionOrder:
         self._states[section_id] = following
         return self._headers[section_id]
 
+    def ids(self) -> list[int]:
+        """Ids of all sections so far."""
+        return list(self._states)
+
+    def started(self) -> list[int]:
+        """Ids of the sections that have a START and no END yet."""
+        return [section_id for section_id, state in self._states.items() if state is SectionState.STARTED]
+
     def open_sections(self) -> list[str]:
         """Names of the sections that have a START and no END yet."""
         return [self._headers[i].idstr for i, state in self._states.items() if state is SectionState.STARTED]

@@ -1,0 +1,182 @@
+"""Waits for one source at a URI and stores its machine in a file: what `whimbrel receive` does.
+
+The file is complete and on the disk before the source hears that all is well. It holds each page once, in the form
+that the stream came in, and loads in whatever loads such streams.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import attrs
+
+from whimbrel.abc import Patience
+from whimbrel.capture.machine import CapturedMachine
+from whimbrel.capture.taking import Capture, file_uri
+from whimbrel.errors import ConfigError, HandoverUndecided, MigrationCancelled, MigrationError
+from whimbrel.migration.machine import manager_for
+from whimbrel.migration.uri import resolve
+from whimbrel.plugins import PluginManager
+from whimbrel.settings import Settings
+from whimbrel.wire import description
+
+FOR_EVER: Final = float("inf")
+_A_DAY: Final = 86400.0
+
+
+@attrs.frozen(kw_only=True)
+class Receipt:
+    """What was received: sizes in bytes, times in seconds from the first byte.
+
+    `told` says whether the source listened and was told that all is well. `guessed`: the devices were told apart
+    without description and footers.
+    """
+
+    file: str
+    machine: str
+    ram: int
+    blocks: int
+    devices: int
+    received: int
+    stored: int
+    seconds: float
+    storing_seconds: float
+    told: bool
+    guessed: bool
+
+
+class Reception:
+    """One wait for one machine; one use. `run` on the calling thread, the others from any.
+
+    `file` must not be there, unless `replace`. A source that does not listen has let go when its last byte is written,
+    and then the only copy is here: if it cannot be stored, `elsewhere` is asked for another path, until it has none.
+    Raises ConfigError and ConnectError, with nothing left behind.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        file: str | os.PathLike[str],
+        *,
+        max_ram: int | None = None,
+        replace: bool = False,
+        elsewhere: Callable[[MigrationError], str | os.PathLike[str] | None] = lambda _: None,
+        settings: Settings | None = None,
+        plugins: PluginManager | None = None,
+    ) -> None:
+        self._settings = _for_files(settings if settings is not None else Settings())
+        self._plugins = plugins if plugins is not None else manager_for(self._settings)
+        self._file = Path(file)
+        _check_file(self._file, replace=replace)
+        self._max_ram, self._elsewhere = max_ram, elsewhere
+        self._patience = Patience(FOR_EVER)
+        self._capture: Capture | None = None
+        self._storing = 0.0
+        self._described = False  # the file has the description
+        source = resolve(uri, self._plugins)
+        self._listener = source.spec.create().listen(source.address)
+        self.uri = self._listener.uri
+        """Where the source connects to, with what the system chose filled in."""
+
+    @property
+    def received(self) -> int:
+        """Bytes of the stream so far."""
+        return 0 if self._capture is None else self._capture.received
+
+    @property
+    def storing(self) -> bool:
+        """Whether everything has come and is being stored."""
+        return self._storing != 0.0
+
+    def cancel(self) -> None:
+        """Give it up; a source that listens goes on. Returns at once."""
+        self._patience.cancelled.set()
+        if self._capture is not None:
+            self._capture.cancel()
+
+    def run(self) -> Receipt:
+        """Wait, take and store. Raises as `CapturedMachine.load`, MigrationCancelled, and what storing raises."""
+        try:
+            channel = self._listener.accept(self._patience)
+        finally:
+            self._listener.close()
+        began = time.monotonic()
+        self._capture = Capture(
+            channel, settings=self._settings, plugins=self._plugins, max_ram=self._max_ram, keep=self._store
+        )
+        if self._patience.cancelled.is_set():
+            channel.close()
+            raise MigrationCancelled("cancelled; a source that listens goes on")
+        machine = self._capture.run()
+        try:
+            stored = time.monotonic() - self._storing
+            self._describe(machine)
+            return Receipt(
+                file=os.fspath(self._file),
+                machine=machine.name,
+                ram=machine.ram.total,
+                blocks=len(machine.ram),
+                devices=len(machine.captured),
+                received=self._capture.received,
+                stored=self._file.stat().st_size,
+                seconds=time.monotonic() - began,
+                storing_seconds=stored,
+                told=self._capture.told,
+                guessed=machine.guessed,
+            )
+        finally:
+            machine.close()
+
+    def _store(self, machine: CapturedMachine) -> None:
+        assert self._capture is not None, "stored before anything was taken"
+        self._storing = time.monotonic()
+        self._described = machine.form().text is not None
+        while True:
+            try:
+                save(machine, self._file)
+            except MigrationError as exc:
+                another = None if self._capture.heard else self._elsewhere(exc)
+                if another is None:
+                    raise
+                self._file = Path(another)
+            else:
+                return
+
+    def _describe(self, machine: CapturedMachine) -> None:
+        """Add a description that came after the machine was stored: the file is a valid stream before and after."""
+        text = machine.form().text
+        if text is not None and not self._described:
+            with self._file.open("ab") as out:
+                out.write(description.frame(text))
+
+
+def save(machine: CapturedMachine, file: Path) -> None:
+    """Store `machine`, which can be saved again if that fails. Raises MigrationError."""
+    migration = machine.migrate(file_uri(file))
+    try:
+        migration.wait()
+    except HandoverUndecided as exc:
+        machine.reclaim()
+        raise (exc.__cause__ if isinstance(exc.__cause__, MigrationError) else exc) from exc
+
+
+def _for_files(settings: Settings) -> Settings:
+    """Settings for a machine whose next place is a file: as fast as it goes, however long the disk takes."""
+    copy = settings.copy()
+    copy.parameters.max_bandwidth = 0
+    copy.limits.handover_timeout = _A_DAY
+    return copy
+
+
+def _check_file(file: Path, *, replace: bool) -> None:
+    """What is wrong with the place must be said before a source has let go of its machine."""
+    if file.exists() and not replace:
+        raise ConfigError(f"{str(file)!r} is there already", hint="--force replaces it")
+    if file.is_dir():
+        raise ConfigError(f"{str(file)!r} is a folder, expected the path of a file")
+    if not os.access(file.parent, os.W_OK | os.X_OK):
+        raise ConfigError(f"no file can be made in {str(file.parent)!r}", hint="is the folder there, and yours?")

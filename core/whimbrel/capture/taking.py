@@ -1,0 +1,264 @@
+"""Takes one machine out of a channel or a file: RAM into blocks, devices as bytes, and the source's last word.
+
+Whatever fails before the end leaves nothing here, and tells a source that listens to go on (SHUT 1). A source that
+listens is told that all is well (SHUT 0, or the PONG of its proof) only after `keep` has returned: what `keep` has
+stored by then is stored for good, or the source goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from functools import partial
+from os import PathLike
+from typing import Final
+
+from whimbrel.abc import Channel, Patience, SaveVMHandler, SectionKind
+from whimbrel.capture.machine import UNNAMED, CapturedMachine
+from whimbrel.capture.tail import Tail
+from whimbrel.capture.walk import Body, Walk
+from whimbrel.errors import (
+    ChannelError,
+    HandoverUndecided,
+    IncompatibleError,
+    MigrationCancelled,
+    MigrationError,
+    Place,
+    StreamError,
+)
+from whimbrel.migration.answers import LINGER, answerer, refuse
+from whimbrel.migration.deadline import Deadline
+from whimbrel.migration.machine import manager_for
+from whimbrel.migration.quietly import quietly
+from whimbrel.migration.uri import resolve
+from whimbrel.plugins import PluginManager
+from whimbrel.settings import Settings
+from whimbrel.stream import Reader, Replay
+from whimbrel.units import format_size
+from whimbrel.wire import ram as wire
+from whimbrel.wire.description import Description
+from whimbrel.wire.form import Form
+from whimbrel.wire.primitives import parse_u64
+from whimbrel.wire.return_path import Shut
+
+_log = logging.getLogger("whimbrel")
+
+LISTED_MAX: Final = 1 << 56  # bytes; nothing is mapped before the sum is compared with what may be
+IGNORE_SHARED: Final = "x-ignore-shared"
+
+
+def half_of_ram() -> int:
+    """Half of the host's RAM, in bytes."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def file_uri(path: str | PathLike[str]) -> str:
+    """The URI of a file."""
+    return f"file:{os.fspath(path)}"
+
+
+def take(
+    source: str | PathLike[str] | Channel,
+    *,
+    max_ram: int | None,
+    settings: Settings | None,
+    plugins: PluginManager | None,
+) -> CapturedMachine:
+    """What `CapturedMachine.load` does."""
+    settings = settings if settings is not None else Settings()
+    plugins = plugins if plugins is not None else manager_for(settings)
+    if not isinstance(source, Channel):
+        destination = resolve(file_uri(source), plugins)
+        listener = destination.spec.create().listen(destination.address)
+        try:
+            source = listener.accept(Patience(settings.limits.connect_timeout))
+        finally:
+            listener.close()
+    return Capture(source, settings=settings, plugins=plugins, max_ram=max_ram).run()
+
+
+class Capture:
+    """The taking of one machine; one use.
+
+    `keep` is called once with the machine, when all of it is here and before the source is told so; with a source that
+    switches in two phases the description comes only after that. `cancel` and `received` from any thread.
+    """
+
+    def __init__(
+        self,
+        channel: Channel,
+        *,
+        settings: Settings,
+        plugins: PluginManager,
+        max_ram: int | None = None,
+        keep: Callable[[CapturedMachine], object] = lambda _: None,
+    ) -> None:
+        self._channel, self._settings, self._plugins = channel, settings, plugins
+        self._max_ram = half_of_ram() if max_ram is None else max_ram
+        self._keep = keep
+        self._walk = Walk(
+            channel, settings.limits, answer=answerer(channel) if channel.duplex else None, prove=self._proof
+        )
+        self._handler: SaveVMHandler | None = None
+        self._cancelled = threading.Event()
+        self.machine: CapturedMachine | None = None
+        self.told = False
+        """Whether the source listened, and was told that all is well."""
+
+    @property
+    def heard(self) -> bool:
+        """Whether the source listens: it has opened a return path, and lets go only once it was told."""
+        return self._channel.duplex and self._walk.return_path_open
+
+    @property
+    def received(self) -> int:
+        """Bytes of the stream so far."""
+        return self._walk.reader.offset
+
+    def cancel(self) -> None:
+        """Give it up: a source that listens goes on. Returns at once."""
+        self._cancelled.set()
+        self._channel.close()
+
+    def run(self) -> CapturedMachine:
+        """Take the machine, on this thread. Raises as `CapturedMachine.load` does, and MigrationCancelled."""
+        try:
+            machine = self._take()
+            self._say_that_all_is_well()
+        except BaseException as exc:  # noqa: BLE001 - raised again, when the source has been told
+            self._give_up(exc)
+            raise self._judged(exc) from exc.__cause__
+        self._channel.close()
+        return machine
+
+    # -------------------------------------------------------------------------------------------- the stream
+
+    def _take(self) -> CapturedMachine:
+        with Deadline(self._settings.limits.header_timeout, self._channel) as deadline:
+            try:
+                configuration = self._walk.begin()
+            except ChannelError as exc:
+                if not deadline.passed or self._cancelled.is_set():
+                    raise
+                raise StreamError(
+                    f"the peer sent no stream header within {deadline.seconds:g} s",
+                    hint="[limits] header-timeout says how long to wait",
+                    place=exc.place,
+                ) from exc
+        name = configuration.machine if configuration is not None else UNNAMED
+        machine = self.machine = CapturedMachine(
+            name, Form(configuration), settings=self._settings, plugins=self._plugins
+        )
+        while (body := self._walk.next_body()) is not None:
+            self._load(machine, body)
+        tail = self._walk.end
+        assert tail is not None, "the walk ended without an end"
+        if tail.error is not None:
+            raise tail.error
+        if not self._walk.proved:
+            self._complete(machine, tail)
+            self._keep(machine)
+        else:
+            machine.complete(tail.sections, self._form(machine, tail.description), guessed=tail.guessed)
+        return machine
+
+    def _load(self, machine: CapturedMachine, body: Body) -> None:
+        reader = self._walk.reader
+        place = Place(section=f"{body.header.idstr!r} (id {body.header.section_id})")
+        try:
+            if body.kind is SectionKind.START:
+                self._begin(machine, body, reader)
+            else:
+                assert self._handler is not None, "a PART without START"
+                self._handler.load(reader, body.kind, body.header.version_id)
+        except MigrationError as exc:
+            raise exc.at(place).at(Place(offset=reader.offset)) from exc.__cause__
+
+    def _begin(self, machine: CapturedMachine, body: Body, reader: Reader) -> None:
+        """Make the blocks that the stream lists, and give the handler their list in its own words."""
+        if body.header.version_id != wire.VERSION_ID:
+            raise IncompatibleError(f"the RAM section has version {body.header.version_id}, expected {wire.VERSION_ID}")
+        configuration = self._walk.configuration
+        listed = reader.parse(
+            wire.parse_block_list(
+                total_limit=LISTED_MAX,
+                blocks_limit=self._settings.limits.blocks,
+                guest_addresses=configuration is not None and IGNORE_SHARED in configuration.capabilities,
+            )
+        )
+        total = sum(block.size for block in listed)
+        if total > self._max_ram:
+            raise IncompatibleError(
+                f"the machine has {format_size(total)} of RAM, and at most {format_size(self._max_ram)} may be taken",
+                hint="max_ram (--max-ram) says how much",
+            )
+        end = reader.parse(parse_u64())
+        if end != wire.Flag.EOS:
+            raise StreamError(f"behind the list of RAM blocks stands {end:#x}, expected the end of the body (0x10)")
+        for block in listed:
+            machine.ram.add(block.name, block.size).guest_address = block.guest_address
+        self._handler = machine.ram_handler(body.header.idstr)
+        again = Replay(wire.block_list(listed) + wire.EOS_RECORD, peer=self._channel.peer)
+        self._handler.load(Reader(again), SectionKind.START, body.header.version_id)
+
+    # --------------------------------------------------------------------------------------------- the end
+
+    def _proof(self, tail: Tail) -> None:
+        """The source asks whether everything is here."""
+        if tail.error is not None:
+            raise tail.error
+        assert self.machine is not None, "a proof without a machine"
+        self._complete(self.machine, tail)
+        self._keep(self.machine)
+
+    def _complete(self, machine: CapturedMachine, tail: Tail) -> None:
+        if self._handler is None:
+            raise StreamError("the stream has no RAM", place=Place(offset=self._walk.reader.offset))
+        self._handler.commit()
+        self._handler.finish()
+        machine.complete(tail.sections, self._form(machine, tail.description), guessed=tail.guessed)
+        if tail.behind:
+            _log.warning("%d bytes came behind the end of the stream", tail.behind)
+
+    def _form(self, machine: CapturedMachine, description: Description | None) -> Form:
+        text = description.text if description is not None else None
+        return Form(machine.form().configuration, self._walk.footers, text is not None, text)
+
+    def _say_that_all_is_well(self) -> None:
+        """Tell a source that listens, and wait a moment until it has hung up: it is through then."""
+        if not self.heard:
+            return
+        with Deadline(LINGER, self._channel):
+            try:
+                answerer(self._channel)(Shut(0))
+                self.told = True
+                self._channel.recv_into(memoryview(bytearray(1)))
+            except ChannelError as exc:
+                _log.warning("behind the end of the stream: %s", exc)
+
+    def _give_up(self, exc: BaseException) -> None:
+        if self._handler is not None:
+            quietly(self._handler.finish, "the end of the RAM section")
+        if isinstance(exc, MigrationError) and not self._cancelled.is_set() and not self._walk.proved:
+            quietly(partial(refuse, self._channel), "the channel")
+        quietly(self._channel.close, "closing the channel")
+        if self.machine is not None and not self._walk.proved:
+            quietly(self.machine.close, "closing the machine")
+
+    def _judged(self, exc: BaseException) -> BaseException:
+        """What to raise for what went wrong."""
+        if not isinstance(exc, MigrationError):
+            return exc
+        if self._walk.proved:
+            undecided = HandoverUndecided(
+                f"the machine is here, whole, and the source has not said that it let go ({exc})",
+                hint="ask the source: if it runs on, what was stored here is a copy from its past and must not be run",
+                place=exc.place,
+            )
+            undecided.__cause__ = exc
+            return undecided
+        if self._cancelled.is_set():
+            return MigrationCancelled("cancelled; a source that listens goes on")
+        return exc.at(Place(peer=self._channel.peer))
