@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from whimbrel.errors import StreamError
-from whimbrel.wire.primitives import NAME_MAX
+from whimbrel.wire.primitives import NAME_MAX, U32, str8
+from whimbrel.wire.skeleton import Element
 
 DEVICES_MAX: Final = 4096
 NESTING_MAX: Final = 64  # of structs and subsections
@@ -110,3 +111,11 @@ def struct_of(field: Described, path: str) -> Described | None:
     if struct is not None and not isinstance(struct, Mapping):
         raise StreamError(f"the struct of {path} is described as {shown(struct)}, expected an object")
     return struct
+
+
+def subsection_head(described: Described, path: str) -> bytes:
+    """What stands before the fields of a subsection of `path`: mark, name and version (section 7.2)."""
+    name, version = vmsd_name_of(described, path), version_of(described, path)
+    if name is None or version is None:
+        raise StreamError(f"a subsection of {path} is described without its name or its version")
+    return bytes((Element.SUBSECTION,)) + str8(name) + U32.pack(version)

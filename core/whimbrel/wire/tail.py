@@ -22,6 +22,7 @@ from whimbrel.wire.described import (
     length_of,
     name_of,
     size_of,
+    subsection_head,
     subsections_of,
     version_of,
     vmsd_name_of,
@@ -265,15 +266,6 @@ class _Splitter:
 
     def _byte(self, at: int) -> str:
         return f"{self.tail[at]:#04x}" if at < len(self.tail) else "its end"
-
-
-def subsection_head(described: Described, path: str) -> bytes:
-    """What stands before the fields of a subsection (section 7.2)."""
-    name = vmsd_name_of(described, f"a subsection of {path}")
-    version = version_of(described, f"a subsection of {path}")
-    if name is None or version is None:
-        raise StreamError(f"a subsection of {path} is described without its name or its version")
-    return bytes((Element.SUBSECTION,)) + str8(name) + U32.pack(version)
 
 
 def _is(found: Standing, described: Described) -> bool:
