@@ -72,6 +72,8 @@ def _migrate_incoming(context: Context, uri: str) -> dict[str, Any]:
             ) from None
         if machine.run_state in (RunState.PRELAUNCH, RunState.INMIGRATE):
             raise
+        if isinstance(machine.migration, IncomingMigration):
+            raise MonitorError("The incoming migration has already been started") from None
         raise MonitorError(f"'-incoming' was not specified on the command line: {exc}") from None
     except ConfigError:
         if reason := _no_protocol(machine, uri):
@@ -136,7 +138,11 @@ def _query_migrate(context: Context) -> dict[str, Any]:
     if info.status is MigrationStatus.SETUP and isinstance(context.machine.migration, IncomingMigration):
         # A QEMU tells of setup in its event, and no status before somebody has connected.
         info = attrs.evolve(info, status=MigrationStatus.NONE)
-    return {**_listening(context.machine), **info.as_qmp()}
+    answer = {**_listening(context.machine), **info.as_qmp()}
+    if "ram" in answer and info.downtime is None:
+        # There while a machine is sent, whatever is known: a QEMU tells the limit until it has measured.
+        answer.setdefault("expected-downtime", context.machine.settings.parameters.downtime_limit)
+    return answer
 
 
 # ------------------------------------------------------------------------------------------------ the machine
@@ -152,7 +158,9 @@ def _stop(context: Context) -> dict[str, Any]:
         raise MonitorError(
             "Guest is waiting for an incoming migration: it does not run, and goes on as it did at the source"
         )
-    context.machine.stop()
+    # One that has not begun stays so, as in QEMU: it may still become a destination.
+    if context.machine.run_state is not RunState.PRELAUNCH:
+        context.machine.stop()
     return {}
 
 
