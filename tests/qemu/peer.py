@@ -18,7 +18,6 @@ Rules of this module:
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import socket
@@ -26,16 +25,17 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
 
-__all__ = ["PATIENCE", "Qemu", "Qmp", "QmpError", "Serial", "capture", "feed", "missing", "spell", "version"]
+from .qmp import PATIENCE, Monitored, Qmp, spell
+
+__all__ = ["Qemu", "Serial", "capture", "feed", "missing", "version"]
 
 PROGRAM: Final = "qemu-system-x86_64"
-PATIENCE: Final = 60.0  # seconds
 TIME_LIMIT: Final = 300.0  # seconds that a process may live
 CHUNK: Final = 1 << 20
 
@@ -54,104 +54,6 @@ def version() -> str:
         return ""
     said = subprocess.run([PROGRAM, "--version"], capture_output=True, text=True, check=True, timeout=PATIENCE)
     return said.stdout.splitlines()[0]
-
-
-class QmpError(Exception):
-    """A command that was refused: `error_class` and `desc` are QMP's."""
-
-    def __init__(self, error: Mapping[str, str]) -> None:
-        super().__init__(f"{error['class']}: {error['desc']}")
-        self.error_class, self.desc = error["class"], error["desc"]
-
-
-class Qmp:
-    """A client of a monitor, a QEMU's or whimbrel's, that shows everything as it came. One thread.
-
-    `events` holds all events so far, in order; `wait` goes through them and never back. Methods raise EOFError when
-    the other side is gone, and TimeoutError.
-    """
-
-    def __init__(self, connected: socket.socket, *, negotiate: bool = True) -> None:
-        self.events: list[dict[str, Any]] = []
-        self._socket = connected
-        self._data = b""
-        self._waited = 0
-        self.greeting = self._next(time.monotonic() + PATIENCE)
-        if negotiate:
-            self.execute("qmp_capabilities")
-
-    def execute(self, command: str, /, **arguments: Any) -> Any:
-        """Carry out `command` and return what it returned; ``_`` in an argument's name is sent as ``-``."""
-        named = {name.replace("_", "-"): value for name, value in arguments.items()}
-        reply = self.ask({"execute": command, **({"arguments": named} if named else {})})
-        if "error" in reply:
-            raise QmpError(reply["error"])
-        return reply["return"]
-
-    def ask(self, message: bytes | Mapping[str, Any]) -> dict[str, Any]:
-        """Say `message`, as it is, and return the reply to it, as it is."""
-        self.say(message)
-        return self.reply()
-
-    def say(self, message: bytes | Mapping[str, Any]) -> None:
-        """Send `message` and wait for nothing."""
-        self._socket.settimeout(PATIENCE)
-        self._socket.sendall(message if isinstance(message, bytes) else json.dumps(message).encode() + b"\n")
-
-    def reply(self) -> dict[str, Any]:
-        """Wait for the next reply."""
-        deadline = time.monotonic() + PATIENCE
-        while "event" in (message := self._next(deadline)):
-            self.events.append(message)
-        return message
-
-    def wait(self, name: str, **data: Any) -> dict[str, Any]:
-        """Wait for the next event `name` whose data has what `data` says, and return it. Those before it are passed."""
-        return self.wait_for(lambda event: event["event"] == name and data.items() <= event.get("data", {}).items())
-
-    def wait_for(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        """Wait for the next event that is `wanted` and return it. Those before it are passed."""
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            while self._waited < len(self.events):
-                event = self.events[self._waited]
-                self._waited += 1
-                if wanted(event):
-                    return event
-            message = self._next(deadline)
-            if "event" not in message:
-                raise AssertionError(f"a reply that nobody asked for: {message}")
-            self.events.append(message)
-
-    def close(self) -> None:
-        """Hang up."""
-        self._socket.close()
-
-    def _next(self, deadline: float) -> dict[str, Any]:
-        while b"\n" not in self._data:
-            self._socket.settimeout(max(0.001, deadline - time.monotonic()))
-            try:
-                data = self._socket.recv(CHUNK)
-            except TimeoutError:
-                raise TimeoutError(f"the monitor says nothing more; events so far: {spell(self.events)}") from None
-            if not data:
-                raise EOFError("the monitor hung up")
-            self._data += data
-        line, _, self._data = self._data.partition(b"\n")
-        message = json.loads(line)
-        assert isinstance(message, dict)
-        return message
-
-
-def spell(events: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Events in a word or two each, as the wire format's tables of orders have them (section 10.5)."""
-    return [_spelled(event["event"], event.get("data", {})) for event in events]
-
-
-def _spelled(name: str, data: Mapping[str, Any]) -> str:
-    if name == "MIGRATION":
-        return str(data["status"])
-    return f"PASS {data['pass']}" if name == "MIGRATION_PASS" else name
 
 
 class Serial:
@@ -201,7 +103,7 @@ class Serial:
         self.heard += data
 
 
-class Qemu:
+class Qemu(Monitored):
     """A QEMU under TCG with little in it: RAM, the machine's own devices, a serial port, and a disk if it has a guest.
 
     `mib` is the size of RAM, `guest` a boot sector (`guests`), `firmware` what stands for the machine's own. `incoming`
@@ -280,41 +182,6 @@ class Qemu:
         disk.write_bytes(guest)
         os.truncate(disk, 1 << 20)  # a firmware may take a disk of a single sector for none
         return ["-drive", f"file={disk},format=raw,if=none,id=disk", "-device", "ide-hd,drive=disk"]
-
-    # ------------------------------------------------------------------------------------------------ the monitor
-
-    def execute(self, command: str, /, **arguments: Any) -> Any:
-        """Carry out a command of the monitor; see `Qmp.execute`."""
-        return self.qmp.execute(command, **arguments)
-
-    def switch_on(self, *capabilities: str) -> None:
-        """Switch migration capabilities on."""
-        wanted = [{"capability": name, "state": True} for name in capabilities]
-        self.execute("migrate-set-capabilities", capabilities=wanted)
-
-    def migrate(self, uri: str, **arguments: Any) -> None:
-        """Begin a migration to `uri`; returns at once."""
-        self.execute("migrate", uri=uri, **arguments)
-
-    def wait_status(self, *statuses: str) -> str:
-        """Wait until the migration comes to one of `statuses`, from where was waited last; returns which."""
-        event = self.qmp.wait_for(
-            lambda event: event["event"] == "MIGRATION" and event.get("data", {}).get("status") in statuses
-        )
-        return str(event["data"]["status"])
-
-    def run_state(self) -> str:
-        """The run state, as query-status has it."""
-        return str(self.execute("query-status")["status"])
-
-    def wait_run_state(self, state: str) -> None:
-        """Wait until the run state is `state`."""
-        deadline = time.monotonic() + PATIENCE
-        pause = threading.Event()
-        while (found := self.run_state()) != state:
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"the run state is {found}, and never becomes {state}")
-            pause.wait(0.002)
 
     # -------------------------------------------------------------------------------------------------- the guest
 

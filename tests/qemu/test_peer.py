@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from . import guests
-from .peer import Qemu, QmpError, capture, feed, spell
+from .peer import Qemu, capture, feed
+from .qmp import QmpError, spell
 
 PAGE, LOW = guests.PAGE, guests.LOW
 Start = Callable[..., Qemu]
