@@ -172,7 +172,7 @@ class StreamLoader:
         self._acknowledge = False
 
     def _devices_seen(self) -> bool:
-        return any(not self._registry.entries[number].handler.iterable for number in self._ended)
+        return any(entry.section_id in self._ended for entry in self._registry.full)
 
     # --------------------------------------------------------------------------------------------- the end
 

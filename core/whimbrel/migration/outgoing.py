@@ -146,6 +146,8 @@ class OutgoingMigration(Attempt):
             self._channel = channel
             if self._patience.cancelled.is_set():
                 raise MigrationCancelled("cancelled while connecting")
+        if not channel.duplex and (problems := self._destination.missed_way_back(self._capabilities)):
+            raise MigrationRefused("; ".join(problems))
         out = Writer(channel)
         out.write(skeleton.HEADER)
         if self._form.configuration is not None:
@@ -419,13 +421,8 @@ def refuse_if_impossible(machine: BareMachine, plugins: PluginManager, destinati
                          registry: Registry) -> None:  # fmt: skip
     """Raise MigrationRefused with everything that speaks against a migration; nothing has been touched."""
     problems = list(machine.blockers.reasons())
-    if machine.settings.capabilities.return_path and not destination.spec.duplex:
-        problems.append(
-            f"capability return-path is on, and transport {destination.spec.name!r} has no way back; "
-            "switch it off or use another transport"
-        )
-    if machine.settings.capabilities.switchover_ack and not destination.spec.duplex:
-        problems.append(f"capability switchover-ack needs a way back, and transport {destination.spec.name!r} has none")
+    if not destination.duplex:
+        problems += destination.missed_way_back(machine.settings.capabilities)
     problems += registry.problems()
     problems += plugins.check_migration(plan_of(machine, destination, registry))
     if problems:
@@ -438,7 +435,7 @@ def plan_of(machine: BareMachine, destination: Destination, registry: Registry) 
     return MigrationPlan(
         uri=destination.uri,
         scheme=destination.spec.name,
-        duplex=destination.spec.duplex,
+        duplex=destination.duplex,
         machine=machine.name,
         capabilities=frozenset(name for name, on in settings.capabilities.as_dict().items() if on),
         parameters=settings.parameters.as_dict(),

@@ -44,7 +44,8 @@ class Registry:
 
     def __init__(self, handlers: Iterable[SaveVMHandler]) -> None:
         ordered = sorted(handlers, key=lambda h: (-h.priority, h.idstr, h.instance_id))
-        self.entries = [Entry(handler, number) for number, handler in enumerate(ordered)]
+        # From 1: in a QEMU every handler that has not been heard of yet answers to id 0.
+        self.entries = [Entry(handler, number) for number, handler in enumerate(ordered, 1)]
         self._by_name: dict[tuple[str, int], Entry] = {}
         for entry in self.entries:
             name = (entry.handler.idstr, entry.handler.instance_id)

@@ -7,6 +7,7 @@ import attrs
 from whimbrel.abc import TransportSpec
 from whimbrel.errors import ConfigError, UnknownNameError
 from whimbrel.plugins import PluginManager
+from whimbrel.settings import Capabilities
 
 
 @attrs.frozen
@@ -16,6 +17,23 @@ class Destination:
     uri: str
     address: str
     spec: TransportSpec
+
+    @property
+    def duplex(self) -> bool:
+        """Whether bytes travel both ways there, as far as that can be told before connecting."""
+        return self.spec.duplex if self.spec.duplex_at is None else self.spec.duplex_at(self.address)
+
+    def missed_way_back(self, capabilities: Capabilities) -> list[str]:
+        """Why these capabilities cannot do without a way back, where there is none; one sentence each."""
+        problems = []
+        if capabilities.return_path:
+            problems.append(
+                f"capability return-path is on, and transport {self.spec.name!r} has no way back; "
+                "switch it off or use another transport"
+            )
+        if capabilities.switchover_ack:
+            problems.append(f"capability switchover-ack needs a way back, and transport {self.spec.name!r} has none")
+        return problems
 
 
 def resolve(uri: str, plugins: PluginManager) -> Destination:
