@@ -180,6 +180,9 @@ class TransportSpec:
     summary: str
     create: Callable[[], Transport]
     duplex: bool = True
+    duplex_at: Callable[[str], bool] | None = None
+    """Where that depends on the address: whether bytes travel both ways at this one. Asked before anything is touched
+    and never raises; True where it cannot be told, for in the end the channel says what it is."""
     runs_programs: bool = False
     """Whether an address is a command to run on this host: a monitor's client may not name one unless allowed."""
 
