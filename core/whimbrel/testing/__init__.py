@@ -10,4 +10,6 @@ try:
 except ImportError:  # the checks work without; their messages are shorter then
     pass
 else:
-    pytest.register_assert_rewrite("whimbrel.testing.trackers", "whimbrel.testing.transports")
+    pytest.register_assert_rewrite(
+        *(f"whimbrel.testing.{name}" for name in ("trackers", "transports", "stored", "_bytes"))
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,11 +14,14 @@ from typing import Generic, ParamSpec, TypeVar
 import attrs
 
 from whimbrel.abc import Channel, Listener, Patience, Transport
+from whimbrel.testing._bytes import receive
 
 __all__ = ["Bench", "Task", "address_of", "nothing_left", "raises"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+_KNOCK = b"knock"  # what an end that nobody connects to is woken with
 
 
 class Task(threading.Thread, Generic[T]):
@@ -75,6 +79,11 @@ class Bench:
     bad_addresses: tuple[str, ...] = ("",)
     several_peers: bool = True
     duplex: bool = True
+    ends: Callable[[], tuple[str, str]] | None = None
+    """Makes two fresh addresses that lead to one another, where a connect and a listener do not meet at one."""
+    close_abandons: bool = False
+    nobody: str = ""
+    _near: dict[Listener, str] = attrs.field(factory=dict, init=False)
     _made: list[Listener | Channel] = attrs.field(factory=list, init=False)
     _tasks: list[threading.Thread] = attrs.field(factory=list, init=False)
 
@@ -94,18 +103,39 @@ class Bench:
 
     def listen(self, address: str | None = None) -> Listener:
         """A listener at the check's address, or another."""
-        listener = self.run(self.transport.listen, self.address if address is None else address)
+        near = None
+        if address is None:
+            near, address = (None, self.address) if self.ends is None else self.ends()
+        listener = self.run(self.transport.listen, address)
         self._made.append(listener)
+        if near is not None:
+            self._near[listener] = near
         return listener
+
+    def address_to(self, listener: Listener) -> str:
+        """What leads to a listener: its own address, or that of the other end, which is to be used once."""
+        return address_of(listener) if self.ends is None else self._near.pop(listener)
 
     def connect(self, listener: Listener) -> tuple[Channel, Channel]:
         """Both ends of a new connection: the one that connected, the one that was accepted."""
         accepting = self.start(listener.accept, self.patience())
-        near = self.run(self.transport.connect, address_of(listener), self.patience())
+        near = self.run(self.transport.connect, self.address_to(listener), self.patience())
         self._made.append(near)
+        if self.ends is not None:
+            near.send(_KNOCK)
         far = accepting.result()
         self._made.append(far)
+        if self.ends is not None:
+            knocked = self.run(receive, far, len(_KNOCK))
+            if knocked != _KNOCK:
+                raise AssertionError(f"{knocked!r} arrived, {_KNOCK!r} was sent")
         return near, far
+
+    def open(self, call: Callable[P, Channel], *args: P.args, **kwargs: P.kwargs) -> Channel:
+        """Make a channel by a call that could block."""
+        channel = self.run(call, *args, **kwargs)
+        self._made.append(channel)
+        return channel
 
     def pair(self) -> tuple[Channel, Channel]:
         """Both ends of a connection over a listener of its own."""
@@ -125,6 +155,8 @@ class Bench:
 
     def close(self) -> None:
         """Close all that was made, which must also end every call that still blocks."""
+        for near in self._near.values():  # an address may be a thing of its own, such as a descriptor
+            self._made.append(self.run(self.transport.connect, near, self.patience()))
         while self._made:
             self.run(self._made.pop().close)
         for task in self._tasks:
@@ -153,11 +185,11 @@ def raises(expected: type[BaseException]) -> Iterator[None]:
 
 @contextmanager
 def nothing_left(timeout: float) -> Iterator[None]:
-    """AssertionError if there are descriptors or threads afterwards that were not there before."""
-    files, threads = _descriptors(), set(threading.enumerate())
+    """AssertionError if there are descriptors, threads or children afterwards that were not there before."""
+    files, threads, children = _descriptors(), set(threading.enumerate()), _children()
     yield
     deadline = time.monotonic() + timeout
-    while left := _left(files, threads):
+    while left := _left(files, threads, children):
         if time.monotonic() > deadline:
             raise AssertionError(f"left behind: {', '.join(left)}")
         gc.collect()
@@ -172,6 +204,17 @@ def _descriptors() -> dict[str, str]:
     return found
 
 
-def _left(files: dict[str, str], threads: set[threading.Thread]) -> list[str]:
+def _children() -> set[str]:
+    """The processes that this one has started, and those of them that nobody has waited for."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            if path.read_text().rpartition(")")[2].split()[1] == str(os.getpid()):
+                found.add(path.parent.name)
+    return found
+
+
+def _left(files: dict[str, str], threads: set[threading.Thread], children: set[str]) -> list[str]:
     left = [f"descriptor {number} of {what}" for number, what in _descriptors().items() if files.get(number) != what]
-    return left + [f"thread {thread.name}" for thread in set(threading.enumerate()) - threads]
+    left += [f"thread {thread.name}" for thread in set(threading.enumerate()) - threads]
+    return left + [f"process {number}" for number in _children() - children]

@@ -9,6 +9,9 @@
         def address(self, tmp_path):
             return f"{tmp_path}/loft"
 
+A transport whose ends do not meet at one address says `ends` instead of `address`; one that keeps what is sent, to be
+read when it is whole, inherits from `whimbrel.testing.stored`.
+
 The rules it lives by: nothing is skipped (what a transport cannot do it must refuse cleanly); nothing sleeps to let
 something happen; whatever could block has a thread of its own and `timeout` seconds, so that a hang is a failure
 that says where; and after each check no descriptor and no thread may be left.
@@ -16,20 +19,30 @@ that says where; and after each check no descriptor and no thread may be left.
 
 from __future__ import annotations
 
-import array
-import mmap
 import random
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from whimbrel.abc import Channel, GatheringChannel, Transport
 from whimbrel.errors import ChannelClosed, ChannelError, ChannelLost, ConfigError, ConnectError, MigrationCancelled
 from whimbrel.testing._bench import Bench, Task, address_of, nothing_left, raises
+from whimbrel.testing._bytes import (
+    MEBIBYTE,
+    buffers_to_fill,
+    buffers_to_send,
+    memory_to_send,
+    nothings,
+    odd_sizes,
+    receive,
+    receive_all,
+    send_in_chunks,
+    send_until_it_fails,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,51 +50,6 @@ if TYPE_CHECKING:
     import pytest
 
 __all__ = ["CHECKS", "Bench", "Task", "TransportConformance", "receive", "receive_all", "send_until_it_fails"]
-
-_MEBIBYTE = 1 << 20
-
-
-def receive(channel: Channel, size: int) -> bytes:
-    """Receive `size` bytes, or fewer if the stream ends before."""
-    data = bytearray()
-    while len(data) < size:
-        view = memoryview(bytearray(size - len(data)))
-        count = channel.recv_into(view)
-        assert 0 <= count <= len(view)
-        if count == 0:
-            break
-        data += view[:count]
-    return bytes(data)
-
-
-def receive_all(channel: Channel, sizes: Sequence[int] = (65536,)) -> bytes:
-    """Receive until the end, into buffers of `sizes` in turn."""
-    data, turn = bytearray(), 0
-    while True:
-        view = memoryview(bytearray(sizes[turn % len(sizes)]))
-        count = channel.recv_into(view)
-        assert 0 <= count <= len(view)
-        if count == 0:
-            return bytes(data)
-        data += view[:count]
-        turn += 1
-
-
-def send_in_chunks(channel: Channel, data: bytes, sizes: Sequence[int]) -> None:
-    """Send `data` in pieces of `sizes` in turn, and end."""
-    sent = turn = 0
-    while sent < len(data):
-        size = sizes[turn % len(sizes)]
-        channel.send(data[sent : sent + size])
-        sent, turn = sent + size, turn + 1
-    channel.end_writing()
-
-
-def send_until_it_fails(channel: Channel) -> None:
-    """Send for as long as it works: until somebody closes something."""
-    chunk = bytes(_MEBIBYTE)
-    while True:
-        channel.send(chunk)
 
 
 def _passes(bench: Bench, near: Channel, far: Channel) -> None:
@@ -108,24 +76,7 @@ def check_bytes_arrive_in_order(bench: Bench) -> None:
 def check_any_buffer_is_sent(bench: Bench) -> None:
     """Bytes, arrays of any shape, item and byte order, read-only or not, slices of them, mapped memory."""
     near, far = bench.pair()
-    words = np.arange(24, dtype="<u4").reshape(4, 6)
-    frozen = words.copy()
-    frozen.setflags(write=False)
-    with mmap.mmap(-1, 4096) as pages:
-        pages[:4] = b"page"
-        buffers: list[Any] = [
-            b"bytes",
-            bytearray(b"bytearray"),
-            memoryview(b"a memoryview")[2:],
-            array.array("I", [1, 2, 3]),
-            words,
-            frozen,
-            words[1:3],
-            words.astype(">u4"),
-            np.zeros(3, [("header", ">u8"), ("page", "u1", 5)]),
-            np.float64(1.5),
-            pages,
-        ]
+    with buffers_to_send() as buffers:
         for buffer in buffers:
             near.send(buffer)
         expected = b"".join(memoryview(buffer).tobytes() for buffer in buffers)
@@ -137,9 +88,7 @@ def check_memory_is_sent_by_address(bench: Bench) -> None:
     near, far = bench.pair()
     if not isinstance(near, GatheringChannel):
         return  # declared by having the method; a channel without it is never asked
-    memory = np.frombuffer(np.random.default_rng(5).bytes(_MEBIBYTE), np.uint8)
-    cuts = np.unique(np.r_[0, np.random.default_rng(5).integers(0, memory.size, 3000), memory.size])
-    vectors = np.stack([memory.ctypes.data + cuts[:-1], np.diff(cuts)], axis=1).astype(np.uint64)
+    memory, vectors = memory_to_send()
     receiving = bench.start(receive, far, memory.size)
     near.send_gathered(vectors)
     assert receiving.result() == memory.tobytes()
@@ -152,15 +101,7 @@ def check_memory_is_sent_by_address(bench: Bench) -> None:
 def check_any_buffer_is_received_into(bench: Bench) -> None:
     """Bytes go to the front of any writable buffer."""
     near, far = bench.pair()
-    with mmap.mmap(-1, 4096) as pages:
-        buffers: list[Any] = [
-            bytearray(8),
-            memoryview(bytearray(16))[4:12],
-            array.array("Q", [0]),
-            np.zeros((2, 2), ">u2"),
-            np.zeros(16, np.uint8)[8:],
-            pages,
-        ]
+    with buffers_to_fill() as buffers:
         for buffer in buffers:
             near.send(b"whimbrel")
             count = bench.run(far.recv_into, buffer)
@@ -182,7 +123,7 @@ def check_a_receive_returns_what_is_there(bench: Bench) -> None:
     """It waits for a byte, not for a full buffer, and writes to nothing but its buffer."""
     near, far = bench.pair()
     near.send(b"short")
-    large = bytearray(_MEBIBYTE)
+    large = bytearray(MEBIBYTE)
     count = bench.run(far.recv_into, large)
     assert 1 <= count <= 5
     assert large[:count] == b"short"[:count]
@@ -196,8 +137,7 @@ def check_a_receive_returns_what_is_there(bench: Bench) -> None:
 def check_an_empty_send_is_no_end(bench: Bench) -> None:
     """Nothing is nothing, in any kind of buffer."""
     near, far = bench.pair()
-    empty: list[Any] = [b"", bytearray(), memoryview(b""), np.zeros((0, 4096), np.uint8)]
-    for nothing in empty:
+    for nothing in nothings():
         near.send(nothing)
     _passes(bench, near, far)
 
@@ -208,8 +148,8 @@ def check_both_directions_at_once(bench: Bench) -> None:
     dice = random.Random(20)  # noqa: S311 - the same chunks each time
     receiving: list[tuple[bytes, Task[bytes]]] = []
     for sender, receiver in bench.directions(near, far):
-        data = dice.randbytes(_MEBIBYTE)
-        sizes = [dice.choice([1, 2, 7, 1000, 4095, 4096, 4097, 65537]) for _ in range(997)]
+        data = dice.randbytes(MEBIBYTE)
+        sizes = odd_sizes(dice)
         receiving.append((data, bench.start(receive_all, receiver, sizes[::-1])))
         bench.start(send_in_chunks, sender, data, sizes)
     for data, task in receiving:
@@ -227,6 +167,8 @@ def check_data_before_a_close_arrives(bench: Bench) -> None:
     assert bench.run(receive, far, 1) == words[:1]
     hearing = bench.start(receive_all, far)
     sending.result()
+    if bench.close_abandons:
+        bench.run(near.end_writing)
     near.close()
     assert hearing.result() == words[1:]
     for _ in range(2):
@@ -237,8 +179,8 @@ def check_ending_one_direction_keeps_the_other(bench: Bench) -> None:
     """`end_writing` ends what we send and nothing else; twice is fine."""
     near, far = bench.pair()
     near.send(b"question")
-    near.end_writing()
-    near.end_writing()
+    bench.run(near.end_writing)
+    bench.run(near.end_writing)
     assert bench.run(receive_all, far) == b"question"
     if bench.duplex:
         far.send(b"answer")
@@ -364,6 +306,8 @@ def check_an_address_is_free_again(bench: Bench) -> None:
 
 def check_an_address_has_one_listener(bench: Bench) -> None:
     """The second is refused and takes nothing from the first."""
+    if bench.ends is not None:
+        return  # it is an end of its own, and nobody connects to it
     first = bench.listen()
     with raises(ConnectError):
         bench.listen(address_of(first))
@@ -374,7 +318,11 @@ def check_every_peer_has_a_channel_of_its_own(bench: Bench) -> None:
     """Several peers of one listener do not mix."""
     listener = bench.listen()
     pairs = [bench.connect(listener)]
-    if bench.several_peers:
+    if bench.ends is not None:
+        with raises(ConnectError):
+            bench.run(listener.accept, bench.patience(0.2))
+        pairs += [bench.pair() for _ in range(2)]
+    elif bench.several_peers:
         pairs += [bench.connect(listener) for _ in range(2)]
     else:
         with raises(ConnectError):
@@ -433,6 +381,11 @@ def check_an_accept_that_takes_too_long(bench: Bench) -> None:
 
 def check_nobody_answers(bench: Bench) -> None:
     """Connecting to where nobody listens any more is a ConnectError."""
+    if bench.ends is not None:
+        for call in (bench.transport.listen, lambda address: bench.transport.connect(address, bench.patience())):
+            with raises(ConnectError):
+                bench.run(call, bench.nobody)
+        return
     listener = bench.listen()
     listener.close()
     with raises(ConnectError):
@@ -444,7 +397,7 @@ def check_a_connect_that_was_cancelled_before(bench: Bench) -> None:
     listener, patience = bench.listen(), bench.patience()
     patience.cancelled.set()
     with raises(MigrationCancelled):
-        bench.run(bench.transport.connect, address_of(listener), patience)
+        bench.run(bench.transport.connect, bench.address_to(listener), patience)
 
 
 def check_addresses_that_cannot_be(bench: Bench) -> None:
@@ -483,13 +436,27 @@ class TransportConformance(ABC):
     duplex: ClassVar[bool] = True
     """What the transport's spec declares. Without it only the end that connected writes."""
 
+    close_abandons: ClassVar[bool] = False
+    """Whether a close without `end_writing` may lose what was sent, as where it ends a program."""
+
+    nobody: ClassVar[str] = ""
+    """Where there are `ends`: an address where nothing is and nothing ever will be, for either side."""
+
     @abstractmethod
     def make(self) -> Transport:
         """The transport to test."""
 
-    @abstractmethod
     def address(self, tmp_path: Path) -> str:
         """Where to listen (a URI without its scheme): free, and usable again after the listener was closed."""
+        raise NotImplementedError(f"{type(self).__name__} says neither `address` nor `ends`")
+
+    def ends(self, tmp_path: Path) -> tuple[str, str]:
+        """Two fresh addresses that lead to one another: where to connect, and where to listen.
+
+        Instead of `address`, for a transport whose ends do not meet at one address but are both there already, such as
+        those of a pipe. Its listener accepts when the first byte is there, and once.
+        """
+        raise NotImplementedError(f"{type(self).__name__} says neither `address` nor `ends`")
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """Make each check a test; called by pytest."""
@@ -499,14 +466,18 @@ class TransportConformance(ABC):
 
     def test_conforms(self, check: Check, tmp_path: Path) -> None:
         """One check, after which everything is closed and nothing may be left."""
+        meets = type(self).ends is TransportConformance.ends
         bench = Bench(
             self.make(),
-            self.address(tmp_path),
+            self.address(tmp_path) if meets else "",
             timeout=self.timeout,
             prompt=self.prompt,
             bad_addresses=tuple(self.bad_addresses),
             several_peers=self.several_peers,
             duplex=self.duplex,
+            ends=None if meets else lambda: self.ends(tmp_path),
+            close_abandons=self.close_abandons,
+            nobody=self.nobody,
         )
         with nothing_left(self.prompt):
             try:
