@@ -21,6 +21,8 @@ from whimbrel.migration.globalstate import RunStateCarrier
 from whimbrel.migration.savevm import Registry
 from whimbrel.plugins import PluginManager
 from whimbrel.settings import Settings
+from whimbrel.wire import fields
+from whimbrel.wire.fields import DecodedDevice
 from whimbrel.wire.form import Form
 from whimbrel.wire.skeleton import SectionHeader
 from whimbrel.wire.tail import DeviceSection
@@ -49,14 +51,12 @@ class CapturedDevice:
         """Its idstr."""
         return self.header.idstr
 
-    def decode(self) -> "DecodedDevice":
+    def decode(self) -> DecodedDevice:
         """Its fields, by the description. Raises StreamError if there is none, or if it does not fit the bytes."""
         if self.described is None:
             raise StreamError(
                 f"the stream has no description of {self.name!r}, so its {len(self.body)} bytes stay bytes"
             )
-        from whimbrel.wire import fields
-
         return fields.decode(self.described, self.body)
 
 
