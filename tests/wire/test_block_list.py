@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whimbrel.wire import ram
+from whimbrel.wire.ram import ListedBlock
 
 PAGE = 4096
 TOTAL, BLOCKS = 1 << 30, 3
@@ -20,8 +21,12 @@ GOLDEN = {
 }
 
 
-def parse(total=TOTAL, blocks=BLOCKS):
-    return lambda: ram.parse_block_list(total_limit=total, blocks_limit=blocks)
+def parse(total=TOTAL, blocks=BLOCKS, **options):
+    return lambda: ram.parse_block_list(total_limit=total, blocks_limit=blocks, **options)
+
+
+def blocks_of(*pairs):
+    return tuple(ListedBlock(name, size) for name, size in pairs)
 
 
 def u64(value):
@@ -35,13 +40,13 @@ def listing(total, *blocks):
 @pytest.mark.parametrize("case", GOLDEN)
 def test_block_lists(three_ways, case):
     blocks, data = GOLDEN[case][0], bytes.fromhex(GOLDEN[case][1])
-    assert ram.block_list(blocks) == data
-    three_ways(parse(1 << 50), data, dict(blocks))
+    assert ram.block_list(blocks_of(*blocks)) == data
+    three_ways(parse(1 << 50), data, blocks_of(*blocks))
 
 
 def test_the_order_is_kept(feeder):
-    blocks = [("z", PAGE), ("a", PAGE), ("m", PAGE)]
-    assert list(feeder(parse()()).feed(ram.block_list(blocks)).value) == ["z", "a", "m"]
+    blocks = blocks_of(("z", PAGE), ("a", PAGE), ("m", PAGE))
+    assert feeder(parse()()).feed(ram.block_list(blocks)).value == blocks
 
 
 def test_the_end_of_the_body_is_golden():
@@ -60,13 +65,13 @@ def test_it_begins_with_mem_size_and_nothing_else(refused, flags):
 )
 def test_the_limit_of_the_total(outcome, refused, total, fits):
     if fits:
-        assert outcome(parse(), listing(total, (b"a", total))) == ("value", {"a": total})
+        assert outcome(parse(), listing(total, (b"a", total))) == ("value", blocks_of(("a", total)))
     else:
         assert f"has {total} bytes of RAM, this machine has {TOTAL}" in refused(parse(), u64(total | 4))
 
 
 def test_as_many_blocks_as_may_be(three_ways):
-    three_ways(parse(), listing(BLOCKS * PAGE, (b"a", PAGE), (b"b", PAGE), (b"c", PAGE)), dict.fromkeys("abc", PAGE))
+    three_ways(parse(), listing(BLOCKS * PAGE, (b"a", PAGE), (b"b", PAGE), (b"c", PAGE)), blocks_of(*((name, PAGE) for name in "abc")))
 
 
 def test_one_block_too_many(refused):
@@ -106,12 +111,53 @@ def test_damaged_bytes(outcome, mutated, data):
     kind, what = outcome(parse(), data.draw(mutated(good)))
     if kind == "value":
         assert len(what) <= BLOCKS
-        assert all(length > 0 and length % PAGE == 0 for length in what.values())
-        assert sum(what.values()) <= TOTAL
+        assert all(block.size > 0 and block.size % PAGE == 0 for block in what)
+        assert sum(block.size for block in what) <= TOTAL
 
 
-@given(st.lists(st.tuples(st.text("abc", min_size=1), st.integers(1, 9)), unique_by=lambda block: block[0], max_size=3))
-def test_round_trip(feeder, blocks):
-    blocks = [(name[:255], pages * PAGE) for name, pages in blocks]
-    run = feeder(parse()()).feed(ram.block_list(blocks) + b"\0" * 8)
-    assert (list(run.value.items()), run.taken) == (blocks, len(ram.block_list(blocks)))
+# ---------------------------------------------------------------------------------------- with guest addresses
+
+
+ADDRESSED = bytes.fromhex(
+    "00 00 00 00 00 00 40 04"
+    "01 61  00 00 00 00 00 00 10 00  00 00 00 00 00 0c 00 00"
+    "01 62  00 00 00 00 00 00 30 00  00 00 00 00 00 00 00 00"
+)
+
+
+def test_each_block_may_have_its_guest_address(three_ways):
+    blocks = (ListedBlock("a", PAGE, 0xC0000), ListedBlock("b", 3 * PAGE, 0))
+    assert ram.block_list(blocks) == ADDRESSED
+    three_ways(parse(guest_addresses=True), ADDRESSED, blocks)
+
+
+def test_an_address_may_be_any_number(three_ways):
+    blocks = (ListedBlock("a", PAGE, 2**64 - 1),)
+    three_ways(parse(guest_addresses=True), ram.block_list(blocks), blocks)
+
+
+def test_addresses_that_nobody_expects_are_no_list(refused):
+    assert "the name of a RAM block is empty" in refused(parse(), ADDRESSED)
+
+
+@given(st.data())
+def test_damaged_bytes_with_addresses(outcome, mutated, data):
+    kind, what = outcome(parse(guest_addresses=True), data.draw(mutated(ADDRESSED)))
+    if kind == "value":
+        assert len(what) <= BLOCKS
+        assert all(0 <= block.guest_address < 2**64 for block in what)
+        assert sum(block.size for block in what) <= TOTAL
+
+
+@given(
+    st.lists(
+        st.tuples(st.text("abc", min_size=1), st.integers(1, 9), st.integers(0, 2**64 - 1)),
+        unique_by=lambda block: block[0],
+        max_size=3,
+    ),
+    st.booleans(),
+)
+def test_round_trip(feeder, blocks, addressed):
+    blocks = tuple(ListedBlock(name[:255], pages * PAGE, at if addressed else None) for name, pages, at in blocks)
+    run = feeder(parse(guest_addresses=addressed)()).feed(ram.block_list(blocks) + b"\0" * 8)
+    assert (run.value, run.taken) == (blocks, len(ram.block_list(blocks)))

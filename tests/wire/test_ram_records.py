@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from whimbrel.errors import ProtocolError, StreamError
-from whimbrel.wire import ram
+from whimbrel.wire import ram, ram_records
 from whimbrel.wire.ram import Flag
 
 PAGE = 4096
@@ -164,6 +164,13 @@ RECORDS = {
     "named page": bytes.fromhex("00 00 00 00 00 00 10 08  06 70 63 2e 72 61 6d") + PATTERN,
     "named zero": bytes.fromhex("00 00 00 00 00 00 10 02  06 70 63 2e 72 61 6d  00"),
     "longest": bytes.fromhex("00 00 00 00 00 00 10 08  ff") + b"n" * 255 + PATTERN,
+    "xbzrle": bytes.fromhex("00 00 00 00 00 10 00 60  01  00 03  00 01 ed"),
+    "empty xbzrle": bytes.fromhex("00 00 00 00 00 10 00 60  01  00 00"),
+    "named xbzrle": bytes.fromhex("00 00 00 00 00 10 00 40  06 70 63 2e 72 61 6d  01  00 03  00 01 ed"),
+    "longest xbzrle": bytes.fromhex("00 00 00 00 00 10 00 40  ff") + b"n" * 255 + b"\x01\x10\x00" + PATTERN,
+    "compressed": bytes.fromhex("00 00 00 00 00 00 11 20  00 00 00 09") + b"any bytes",
+    "named compressed": bytes.fromhex("00 00 00 00 00 00 11 00  01 61  00 00 00 01  78"),
+    "longest compressed": bytes.fromhex("00 00 00 00 00 00 11 00  ff") + b"n" * 255 + b"\0\0\x10\x0e" + bytes(4110),
 }
 
 
@@ -181,7 +188,8 @@ def test_a_window_that_is_too_small_says_how_large_it_must_be(case):
 
 
 KINDS = {1 << bit for bit in range(12) if 1 << bit != Flag.CONTINUE}
-SWITCHED_OFF = {flag: flag.name for flag in (Flag.XBZRLE, Flag.COMPRESS_PAGE, Flag.HOOK, Flag.MULTIFD_FLUSH)}
+NOT_HERE = {Flag.HOOK: "only an RDMA transport", Flag.MULTIFD_FLUSH: "several lanes (multifd)"}
+ENCODED = (Flag.XBZRLE, Flag.COMPRESS_PAGE)
 
 
 @pytest.mark.parametrize("with_continue", [0, Flag.CONTINUE])
@@ -190,7 +198,10 @@ SWITCHED_OFF = {flag: flag.name for flag in (Flag.XBZRLE, Flag.COMPRESS_PAGE, Fl
 def test_each_flag_alone(kind, with_continue, offset):
     word = offset | kind | with_continue
     window = memoryview(word.to_bytes(8, "big") + b"\x01a" + bytes(2 * PAGE))
-    if kind in (Flag.PAGE, Flag.ZERO):
+    if kind in ENCODED:
+        head = b"\x01\0\x01" if kind == Flag.XBZRLE else b"\0\0\0\x01"
+        window = memoryview(word.to_bytes(8, "big") + (b"" if with_continue else b"\x01a") + head + bytes(PAGE))
+    if kind in (Flag.PAGE, Flag.ZERO, *ENCODED):
         run = ram.read_run(window)
         assert (run.flag, run.block) == (kind, None if with_continue else "a")
     elif word == Flag.EOS:
@@ -199,8 +210,9 @@ def test_each_flag_alone(kind, with_continue, offset):
         with pytest.raises(StreamError) as caught:
             ram.read_run(window)
         assert f"word {word:#x}" in str(caught.value)
-        if kind in SWITCHED_OFF:
-            assert SWITCHED_OFF[kind] in str(caught.value)
+        if kind in NOT_HERE:
+            assert f"a {Flag(kind).name} record" in str(caught.value)
+            assert NOT_HERE[kind] in str(caught.value)
             assert "switch the capability off" in str(caught.value)
         else:
             assert "mean nothing" in str(caught.value)
@@ -220,7 +232,7 @@ def test_a_bad_word_is_refused_as_soon_as_it_is_here():
         ram.read_run(memoryview(bytes.fromhex("00 00 00 00 00 00 50 01")))
 
 
-@pytest.mark.parametrize("flag", [Flag.PAGE, Flag.ZERO])
+@pytest.mark.parametrize("flag", [Flag.PAGE, Flag.ZERO, *ENCODED])
 @pytest.mark.parametrize(
     ("name", "words"),
     [
@@ -347,11 +359,11 @@ def test_damaged_records_are_read_or_refused_and_nothing_else(runs, data):
 # ----------------------------------------------------------------------------------------------------------- work
 
 
-LOOK = ram._FIRST_LOOK
+LOOK = ram_records._FIRST_LOOK
 
 
 class CountingNumpy:
-    """numpy, with a count of how many words were compared."""
+    """numpy, with a count of how many words were looked at."""
 
     def __init__(self):
         self.rows = 0
@@ -359,9 +371,9 @@ class CountingNumpy:
     def __getattr__(self, name):
         return getattr(np, name)
 
-    def flatnonzero(self, values):
-        self.rows += len(values)
-        return np.flatnonzero(values)
+    def ndarray(self, shape, *arguments, **options):
+        self.rows += shape[0]
+        return np.ndarray(shape, *arguments, **options)
 
 
 def work(monkeypatch, data):
@@ -369,7 +381,7 @@ def work(monkeypatch, data):
     counting = CountingNumpy()
     runs = 0
     with monkeypatch.context() as patch:
-        patch.setattr(ram, "np", counting)
+        patch.setattr(ram_records, "np", counting)
         view = memoryview(data)
         while len(view):
             view = view[ram.read_run(view).size :]

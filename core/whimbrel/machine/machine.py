@@ -13,8 +13,8 @@ from types import TracebackType
 from typing import Self
 from uuid import UUID
 
-from whimbrel.abc import DirtyTracker, DirtyTrackerSpec, Guest
-from whimbrel.errors import ConfigError, GuestError, StateError, WhimbrelError
+from whimbrel.abc import Codec, CodecSpec, DeltaCodec, DirtyTracker, DirtyTrackerSpec, Guest
+from whimbrel.errors import ConfigError, GuestError, StateError, UnknownNameError, WhimbrelError
 from whimbrel.events import GuestStarted, GuestStopped, RunStateChanged
 from whimbrel.machine.blockers import Blockers
 from whimbrel.machine.devices import Devices
@@ -28,13 +28,15 @@ from whimbrel.wire.form import Form
 from whimbrel.wire.skeleton import Configuration
 
 TrackerSpecs = Callable[[], Sequence[DirtyTrackerSpec]]
+CodecOfName = Callable[[str], CodecSpec]
 
 
 class BareMachine:
     """A machine that can run and be described, but not moved. Methods from any thread but the guest's own.
 
     `name` is told to the other side, which must have the same. `uuid` is compared too if the capability
-    `validate-uuid` is on. `tracker_specs` says which dirty trackers there are.
+    `validate-uuid` is on. `tracker_specs` says which dirty trackers there are, `codec_spec` finds a codec by its name;
+    without it there are none.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class BareMachine:
         settings: Settings | None = None,
         uuid: UUID | str | None = None,
         tracker_specs: TrackerSpecs = tuple,
+        codec_spec: CodecOfName | None = None,
     ) -> None:
         if not (name.isascii() and name.isprintable() and 1 <= len(name) <= 255):
             raise ConfigError(f"a machine's name has 1 to 255 printable ASCII characters, got {name!r}")
@@ -60,6 +63,7 @@ class BareMachine:
         self._run_state = RunState.PRELAUNCH
         self._powered = False
         self._tracker_specs = tracker_specs
+        self._codec_spec = codec_spec
 
     # ------------------------------------------------------------------------------------------- parts
 
@@ -95,6 +99,12 @@ class BareMachine:
         blocks = list(self.ram)
         spec, _ = choose(self.settings.backends.dirty_tracker, self._tracker_specs(), blocks)
         return spec.name, spec.create()
+
+    def new_codec(self, name: str) -> Codec | DeltaCodec:
+        """A codec for one migration. Raises UnknownNameError, or PluginError where the plugin is at fault."""
+        if self._codec_spec is None:
+            raise UnknownNameError("codec", name, ())
+        return self._codec_spec(name).create()
 
     def form(self) -> Form:
         """What this machine's streams consist of around their sections."""

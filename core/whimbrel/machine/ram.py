@@ -41,6 +41,10 @@ class RamBlock:
         self.pages = area.size // PAGE_SIZE
         self.address = area.address
         self.backing = area.backing
+        self.guest_address: int | None = None
+        """Where the guest sees the block; told to the other side if any block has one (capability x-ignore-shared)."""
+        self.shared = False
+        """Its pages are not sent: both ends have them already (capability x-ignore-shared)."""
         self._lock = threading.Lock()
         # One bit a page rather than a list of ranges: however long a program marks and nobody reads, it does not grow.
         self._marks: BoolArray | None = None

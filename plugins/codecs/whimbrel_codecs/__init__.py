@@ -1,4 +1,1 @@
-"""The bundled codecs: one module each, found through entry points.
-
-There are none yet; xbzrle, zlib and zstd will be here.
-"""
+"""The bundled codecs: one module each, found through entry points."""

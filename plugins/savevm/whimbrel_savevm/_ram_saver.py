@@ -23,11 +23,15 @@ _WORDS: Final = wire.PAGE_SIZE // 8
 
 
 class RamSaver:
-    """Saves some blocks; one use, on the migration thread. `tracker` is its own."""
+    """Saves some blocks; one use, on the migration thread. `tracker` is its own.
+
+    Blocks that both ends share are listed, and neither tracked nor sent.
+    """
 
     def __init__(self, blocks: list[RamBlock], tracker: DirtyTracker, progress: Progress) -> None:
         self._tracker, self._progress = tracker, progress
-        self._blocks = [_TrackedBlock(block) for block in blocks]
+        self._listed = blocks
+        self._blocks = [_TrackedBlock(block) for block in blocks if not block.shared]
         self._stage = wire.RecordStage(pages=STAGE, zeros=BATCH)
         self._turn = 0  # the block whose dirty pages are being sent
         self._named: str | None = None  # the block that the last record was in
@@ -38,7 +42,7 @@ class RamSaver:
         for tracked in self._blocks:
             tracked.begin(self._tracker)
         self._progress.remaining = self.pending()
-        out.write(wire.block_list([(tracked.block.name, tracked.block.size) for tracked in self._blocks]))
+        out.write(wire.block_list(_listed(self._listed)))
         out.write(wire.EOS_RECORD)
 
     def sync(self) -> None:
@@ -120,6 +124,14 @@ class RamSaver:
             return None
         self._named = block.name
         return block.name
+
+
+def _listed(blocks: list[RamBlock]) -> list[wire.ListedBlock]:
+    """What START says of the blocks: if any of them has an address, all are written with one."""
+    addressed = any(block.guest_address is not None for block in blocks)
+    return [
+        wire.ListedBlock(block.name, block.size, (block.guest_address or 0) if addressed else None) for block in blocks
+    ]
 
 
 class _TrackedBlock:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from whimbrel.abc import IterableHandler, Progress, SaveVMSpec, SectionKind, Slice, StreamReader, StreamWriter
 from whimbrel.errors import IncompatibleError, WhimbrelError
 from whimbrel.hookspecs import hookimpl
@@ -26,7 +28,8 @@ class RamHandler(IterableHandler):
 
     def __init__(self, machine: BareMachine) -> None:
         self._machine = machine
-        self.progress = Progress(page_size=wire.PAGE_SIZE, total=machine.ram.total)
+        sent = sum(block.size for block in machine.ram if not block.shared)
+        self.progress = Progress(page_size=wire.PAGE_SIZE, total=sent)
         self._saver: RamSaver | None = None
         self._loader: RamLoader | None = None
 
@@ -76,6 +79,11 @@ class RamHandler(IterableHandler):
         if self._loader is None:
             self._loader = RamLoader(self._machine)
         self._loader.load(reader, kind)
+
+    def pages_come(self, name: str) -> int:
+        """How many pages of block `name` records were about so far. Raises UnknownNameError."""
+        block = self._machine.ram[name]
+        return 0 if self._loader is None else int(np.count_nonzero(self._loader.came(block.name)))
 
     def rollback(self) -> None:
         """Make every block that was written into zero again: a machine that arrives is never started on its own."""

@@ -34,6 +34,10 @@ def named(name):
     return b"" if name is None else bytes([len(name)]) + name.encode()
 
 
+def listed(**pages):
+    return wire.block_list([wire.ListedBlock(name, count * PAGE) for name, count in pages.items()])
+
+
 def full(byte):
     return bytes([byte]) * PAGE
 
@@ -179,7 +183,7 @@ def test_the_last_page_of_a_block_is_inside(bench, load):
 
 def test_a_block_that_is_not_there(bench, load):
     machine = bench.machine({"a": 4})
-    with pytest.raises(StreamError, match="names RAM block 'x', which this machine has not") as caught:
+    with pytest.raises(StreamError, match="names RAM block 'x', which is not there") as caught:
         load(machine, page(0, full(1), "a") + page(0, full(2), "x") + EOS)
     assert caught.value.place.block is None, "it is not in the block that came before"
 
@@ -202,7 +206,7 @@ def test_more_records_than_there_are_pages(bench, load):
 def test_the_start_has_no_pages(bench, load):
     machine = bench.machine({"a": 1})
     with pytest.raises(StreamError, match="more page records than the 0 that may come"):
-        load(machine, wire.block_list([("a", PAGE)]) + zero(0, "a") + EOS, kind=START)
+        load(machine, listed(a=1) + zero(0, "a") + EOS, kind=START)
 
 
 def test_the_ram_section_is_never_full(bench, load):
@@ -232,18 +236,18 @@ def test_flags_that_mean_nothing(bench, load):
 def test_a_block_list_that_is_not_ours(bench, load, blocks, words):
     machine = bench.machine({"a": 2, "b": 3})
     with pytest.raises(IncompatibleError, match="RAM blocks are not this machine's") as caught:
-        load(machine, wire.block_list([(name, pages * PAGE) for name, pages in blocks.items()]) + EOS, kind=START)
+        load(machine, listed(**blocks) + EOS, kind=START)
     for word_ in words:
         assert word_ in str(caught.value)
 
 
 def test_another_order_of_blocks_is_fine(bench, load):
-    load(bench.machine({"a": 2, "b": 3}), wire.block_list([("b", 3 * PAGE), ("a", 2 * PAGE)]) + EOS, kind=START)
+    load(bench.machine({"a": 2, "b": 3}), listed(b=3, a=2) + EOS, kind=START)
 
 
 def test_a_long_list_of_differences_is_cut_short(bench, load):
     with pytest.raises(IncompatibleError) as caught:
-        load(bench.machine({"a": 1}), wire.block_list([(f"{n:0255}", PAGE) for n in range(500)]) + EOS, kind=START)
+        load(bench.machine({"a": 1}), listed(**{f"{n:0255}": 1 for n in range(500)}) + EOS, kind=START)
     assert "and 493 more" in str(caught.value)
     assert len(str(caught.value)) < 4000
 
@@ -251,7 +255,7 @@ def test_a_long_list_of_differences_is_cut_short(bench, load):
 def test_the_limit_of_blocks(bench, load):
     for count, fits in ((3, True), (4, False)):
         machine = bench.machine({str(n): 1 for n in range(count)}, blocks=3)
-        body = wire.block_list([(str(n), PAGE) for n in range(count)]) + EOS
+        body = listed(**{str(n): 1 for n in range(count)}) + EOS
         if fits:
             load(machine, body, kind=START)
         else:
