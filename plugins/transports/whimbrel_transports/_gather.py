@@ -1,7 +1,8 @@
-"""Sends memory by address, many pieces in one system call (sendmsg(2)), without an object per piece.
+"""Sends memory by address, many pieces in one system call (sendmsg(2), writev(2)), without an object per piece.
 
-Python's own `socket.sendmsg` wants a list of buffers, which costs a Python object for every page and header word. Here
-the vector is one numpy array, laid out as the kernel's `struct iovec`, and the call releases the interpreter's lock.
+Python's own `socket.sendmsg` and `os.writev` want a list of buffers, which costs a Python object for every page and
+header word. Here the vector is one numpy array, laid out as the kernel's `struct iovec`, and the call releases the
+interpreter's lock.
 """
 
 from __future__ import annotations
@@ -10,10 +11,13 @@ import ctypes
 import errno
 import os
 import socket
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 IOV_MAX: Final = 1024  # pieces the kernel takes in one call
 
@@ -32,9 +36,13 @@ class _Message(ctypes.Structure):
     )
 
 
-_sendmsg = ctypes.CDLL(None, use_errno=True).sendmsg
+_libc = ctypes.CDLL(None, use_errno=True)
+_sendmsg = _libc.sendmsg
 _sendmsg.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
 _sendmsg.restype = ctypes.c_ssize_t
+_writev = _libc.writev
+_writev.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
+_writev.restype = ctypes.c_ssize_t
 
 
 def send_gathered(descriptor: int, vectors: npt.NDArray[np.uint64]) -> None:
@@ -44,14 +52,47 @@ def send_gathered(descriptor: int, vectors: npt.NDArray[np.uint64]) -> None:
     socket. Raises OSError.
     """
     message = _Message()
+
+    def send(vector: int, count: int) -> int:
+        message.vectors, message.count = vector, count
+        return int(_sendmsg(descriptor, ctypes.addressof(message), socket.MSG_NOSIGNAL))
+
+    _send_all(vectors, send)
+
+
+def write_gathered(
+    descriptor: int, vectors: npt.NDArray[np.uint64], before: Callable[[int], None], blocked: Callable[[], None]
+) -> None:
+    """Write the pieces that `vectors` names, as `send_gathered` sends them, to a pipe or a file.
+
+    `before` is called ahead of each system call, with the bytes that have gone so far; where the descriptor does not
+    block and takes no more, `blocked` waits until it does. Raises OSError, and what those two raise.
+    """
+    done = 0
+
+    def write(vector: int, count: int) -> int:
+        nonlocal done
+        before(done)
+        written = int(_writev(descriptor, vector, count))
+        done += max(written, 0)
+        return written
+
+    _send_all(vectors, write, blocked)
+
+
+def _send_all(
+    vectors: npt.NDArray[np.uint64], send: Callable[[int, int], int], blocked: Callable[[], None] | None = None
+) -> None:
     first = 0
     while first < len(vectors):
         count = min(IOV_MAX, len(vectors) - first)
-        message.vectors, message.count = vectors.ctypes.data + first * vectors.strides[0], count
-        sent = _sendmsg(descriptor, ctypes.addressof(message), socket.MSG_NOSIGNAL)
+        sent = send(vectors.ctypes.data + first * vectors.strides[0], count)
         if sent < 0:
             code = ctypes.get_errno()
             if code == errno.EINTR:
+                continue
+            if code == errno.EAGAIN and blocked is not None:
+                blocked()
                 continue
             raise OSError(code, os.strerror(code))
         first += _taken(vectors[first : first + count], sent)

@@ -34,7 +34,17 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-__all__ = ["BACKLOG", "SLICE", "SocketChannel", "SocketListener", "connect_socket", "connecting", "listening"]
+__all__ = [
+    "BACKLOG",
+    "SLICE",
+    "SocketChannel",
+    "SocketListener",
+    "connect_socket",
+    "connecting",
+    "listening",
+    "reason",
+    "tune_tcp",
+]
 
 SLICE: Final = 0.05  # seconds a wait may last before the patience is asked again
 BACKLOG: Final = 128  # the channels of a multifd migration knock all at once
@@ -118,7 +128,7 @@ class SocketChannel(Channel):
             except OSError as error:
                 if self._closed:
                     raise self._we_closed() from error
-                direction.lost = f"the connection to {self.peer} broke: {_reason(error)}"
+                direction.lost = f"the connection to {self.peer} broke: {reason(error)}"
                 raise ChannelLost(direction.lost) from error
 
     def _we_closed(self) -> ChannelClosed:
@@ -163,7 +173,7 @@ class SocketListener(Listener):
                 except OSError as error:
                     if self._closed:
                         break
-                    raise ConnectError(f"{what} failed: {_reason(error)}") from error
+                    raise ConnectError(f"{what} failed: {reason(error)}") from error
                 channel = self._greet(accepted, address)
                 if channel is not None:
                     return channel
@@ -235,6 +245,18 @@ def connect_socket(family: int, address: object, where: str, patience: Patience)
         return fresh
 
 
+def tune_tcp(connected: socket.socket) -> None:
+    """Let small writes go out at once and dead peers be noticed; a socket that is none of TCP stays as it is."""
+    if connected.family not in {socket.AF_INET, socket.AF_INET6} or connected.proto not in {0, socket.IPPROTO_TCP}:
+        return
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # A host that died says nothing. Without these the system would wait for two hours, with data or without.
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
+
+
 def _wait(waiting: socket.socket, events: int, patience: Patience) -> bool:
     poller = select.poll()
     poller.register(waiting, events)
@@ -246,8 +268,8 @@ def _mapped(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ConnectError(f"{what}: {_reason(error)}") from error
+        raise ConnectError(f"{what}: {reason(error)}") from error
 
 
-def _reason(error: OSError) -> str:
+def reason(error: OSError) -> str:
     return error.strerror or str(error) or type(error).__name__

@@ -23,6 +23,7 @@ from whimbrel_transports._sockets import (
     connect_socket,
     connecting,
     listening,
+    tune_tcp,
 )
 
 if TYPE_CHECKING:
@@ -93,12 +94,7 @@ def _channel(connected: socket.socket, where: object) -> Channel:
         if connected.getsockname() == connected.getpeername():
             # A port of the range for outgoing connections, on this host, with nobody there, can reach itself.
             raise ConnectionRefusedError("Connection refused")
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # A host that died says nothing. Without these the system would wait for two hours, with data or without.
-        connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
+        tune_tcp(connected)
         return SocketChannel(connected, _uri(where))
     except BaseException:
         connected.close()
