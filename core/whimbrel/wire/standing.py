@@ -19,6 +19,8 @@ from whimbrel.wire.primitives import U16, U32, checked_name
 from whimbrel.wire.skeleton import Element, SectionHeader
 
 _HEADER_MAX: Final = 1 + 4 + 1 + 255 + 4 + 4
+_ID_MAX: Final = (1 << 20) - 1  # a sender counts its sections from 0 on
+_VERSION_MAX: Final = (1 << 31) - 1
 _COMMAND_HEAD: Final = 1 + 2 + 2
 _DISCARD_MAX: Final = 1 + 1 + 255 + 1 + 12 * 16
 _LOOK: Final = max(_HEADER_MAX, _COMMAND_HEAD + _DISCARD_MAX)
@@ -68,9 +70,9 @@ def standing(
 ) -> tuple[Verdict, Standing | None]:
     """What stands at `at`; with YES and LAST comes the element.
 
-    A START or FULL must have an id that is not in `seen` and a name of printable ASCII; a PART or END an id in
-    `started`; a command a number and a length that there are, and its payload; an EOF nothing behind it (LAST), or a
-    description's head.
+    A START or FULL must have a new id (not in `seen`), a name of printable ASCII and a version that is no negative
+    number in C; a PART or END an id in `started`; a command a number and a length that there are, and its payload; an
+    EOF nothing behind it (LAST), or a description's head.
     """
     data = bytes(tail[at : at + _LOOK])
     if not data:
@@ -91,7 +93,7 @@ def _header(data: bytes, at: int, seen: Container[int]) -> tuple[Verdict, Standi
     if len(data) < 5:
         return Verdict.MAYBE, None
     section_id = U32.unpack_from(data, 1)[0]
-    if section_id in seen:
+    if section_id in seen or section_id > _ID_MAX:
         return Verdict.NO, None
     if len(data) < 6:
         return Verdict.MAYBE, None
@@ -106,6 +108,8 @@ def _header(data: bytes, at: int, seen: Container[int]) -> tuple[Verdict, Standi
     if len(data) < end:
         return Verdict.MAYBE, None
     instance, version = U32.unpack_from(data, end - 8)[0], U32.unpack_from(data, end - 4)[0]
+    if version > _VERSION_MAX:
+        return Verdict.NO, None
     header = SectionHeader(section_id, name, instance, version)
     return Verdict.YES, Standing(Element(data[0]), at, at + end, header, section_id)
 

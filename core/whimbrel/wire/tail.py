@@ -316,15 +316,14 @@ def split_by_footers(
 # The type byte, an id that a counter of sections can reach, a length, and the first two characters of a name.
 _LIKE_A_HEADER: Final = re.compile(rb"\x04\x00\x00[\x00-\x0f].[\x02-\xff][\x21-\x7e]{2}", re.DOTALL)
 _INSTANCE_MAX: Final = 0xFFFF
-_VERSION_MAX: Final = 2**31 - 1  # some are dates: 20061113
 
 
 def split_by_headers(tail: bytes | bytearray | memoryview, *, start: int = 0, seen: Iterable[int] = ()) -> Split:
     """Guess where the sections of a tail without footers and description end (machine types up to 2.2).
 
     A section is taken to end where something stands that looks like the next one's header: an id that is new and
-    below 4096, a name, an instance below 65536 and a version below 2**31. (Ids mostly rise, but devices that are
-    saved before their turn have higher ones.) The tail must be whole: its last byte is the EOF.
+    below 4096, a name, and an instance below 65536. (Ids mostly rise, but devices that are saved before their turn
+    have higher ones.) The tail must be whole: its last byte is the EOF.
     """
     tail = _flat(tail)
     taken = set(seen)
@@ -355,7 +354,7 @@ def _like_a_header(tail: bytes | bytearray, begin: int, taken: Container[int]) -
     while like := _LIKE_A_HEADER.search(tail, begin):
         _, found = standing(tail, like.start(), seen=taken)
         header = found.header if found else None
-        if header and header.instance_id <= _INSTANCE_MAX and header.version_id <= _VERSION_MAX:
+        if header and header.instance_id <= _INSTANCE_MAX:
             return found
         begin = like.start() + 1
     return None
