@@ -71,7 +71,8 @@ def test_the_limit_of_the_total(outcome, refused, total, fits):
 
 
 def test_as_many_blocks_as_may_be(three_ways):
-    three_ways(parse(), listing(BLOCKS * PAGE, (b"a", PAGE), (b"b", PAGE), (b"c", PAGE)), blocks_of(*((name, PAGE) for name in "abc")))
+    data = listing(BLOCKS * PAGE, (b"a", PAGE), (b"b", PAGE), (b"c", PAGE))
+    three_ways(parse(), data, blocks_of(("a", PAGE), ("b", PAGE), ("c", PAGE)))
 
 
 def test_one_block_too_many(refused):
