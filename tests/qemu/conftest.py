@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
 from . import guests
+from .ours import Ours
 from .peer import Qemu, capture, missing
 
 _STARTED = pytest.StashKey[list[Qemu]]()
@@ -39,6 +41,13 @@ def qemu(real_qemu: None, request: pytest.FixtureRequest) -> Iterator[Callable[.
     yield start
     for each in started:
         each.close()
+
+
+@pytest.fixture
+def ours() -> Iterator[Callable[..., Ours]]:
+    """`ours(…)`: a machine of whimbrel's with a monitor, as `ours.Ours` takes it, which is closed behind the test."""
+    with ExitStack() as started:
+        yield lambda **options: started.enter_context(Ours(**options))
 
 
 @pytest.fixture(scope="session")

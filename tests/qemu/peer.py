@@ -136,6 +136,7 @@ class Qemu(Monitored):
             self.command += ["-display", "none", "-serial", "chardev:serial", "-mon", "chardev=monitor,mode=control"]
             self.command += ["-chardev", f"socket,id=monitor,fd={monitors_end.fileno()}"]
             self.command += ["-chardev", f"socket,id=serial,fd={serials_end.fileno()}"]
+            self.command += ["-qmp", f"unix:{self._file('qmp')},server=on,wait=off"]
             if guest is not None:
                 self.command += self._disk(guest)
             if firmware is not None:
@@ -164,7 +165,7 @@ class Qemu(Monitored):
         self._time_limit.daemon = True
         self._time_limit.start()
         self.serial = Serial(serial)
-        self._monitor = monitor
+        self._connections = [monitor]
         try:
             self.qmp = Qmp(monitor)
             if events:
@@ -182,6 +183,13 @@ class Qemu(Monitored):
         disk.write_bytes(guest)
         os.truncate(disk, 1 << 20)  # a firmware may take a disk of a single sector for none
         return ["-drive", f"file={disk},format=raw,if=none,id=disk", "-device", "ide-hd,drive=disk"]
+
+    def connect(self, *, negotiate: bool = True) -> Qmp:
+        """Another client of the monitor, beside `qmp`; there is one at a time, until it is closed."""
+        connected = socket.socket(socket.AF_UNIX)
+        self._connections.append(connected)
+        connected.connect(str(self._file("qmp")))
+        return Qmp(connected, negotiate=negotiate)
 
     # -------------------------------------------------------------------------------------------------- the guest
 
@@ -230,7 +238,8 @@ class Qemu(Monitored):
         self.process.wait()
         self._last_log = self.log()
         self._closed = True
-        self._monitor.close()
+        for each in self._connections:
+            each.close()
         self.serial.close()
         shutil.rmtree(self.dir, ignore_errors=True)
 

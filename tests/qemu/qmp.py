@@ -85,6 +85,11 @@ class Qmp:
                 raise AssertionError(f"a reply that nobody asked for: {message}")
             self.events.append(message)
 
+    def forget(self) -> None:
+        """Begin anew with no events."""
+        self.events.clear()
+        self._waited = 0
+
     def close(self) -> None:
         """Hang up."""
         self._socket.close()
