@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from . import guests
+from .beside import Beside, Two
 from .ours import Ours
-from .peer import Qemu, capture, missing
+from .peer import Qemu, capture, missing, version
 
 _STARTED = pytest.StashKey[list[Qemu]]()
 
@@ -26,6 +27,13 @@ def real_qemu() -> None:
         if os.environ.get("CI") == "true":
             pytest.fail(f"{reason}. CI=true, so the tests that need a QEMU must not be skipped", pytrace=False)
         pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def qemu_7_2(real_qemu: None) -> None:
+    """The QEMU here is a 7.2, whose monitor ours is like."""
+    if " 7.2." not in version():
+        pytest.skip(f"our monitor is compared with that of QEMU 7.2; this is {version()}")
 
 
 @pytest.fixture
@@ -62,6 +70,33 @@ def tiny_stream(tiny_machine: dict[str, Any]) -> bytes:
     with Qemu(**tiny_machine) as source:
         source.serial.wait(b"AB")
         return capture(source)
+
+
+@pytest.fixture
+def make_qemu(qemu_7_2: None, qemu: Callable[..., Qemu], tiny_machine: dict[str, Any]) -> Callable[..., Qemu]:
+    return lambda **options: qemu(**tiny_machine, **options)
+
+
+@pytest.fixture
+def beside(make_qemu: Callable[..., Qemu], ours: Callable[..., Ours]) -> Beside:
+    """Sources whose guests run, and fresh destinations; the events of the start are behind us."""
+    made = Beside(Two(make_qemu(), make_qemu(incoming="defer")), Two(ours(), ours()))
+    assert isinstance(made.theirs.source, Qemu)
+    made.theirs.source.wait_started()
+    made.ours.source.execute("cont")
+    made.ours.source.qmp.wait("RESUME")
+    made.ours.source.qmp.forget()
+    return made
+
+
+@pytest.fixture(scope="module")
+def idle(qemu_7_2: None) -> Iterator[tuple[Qemu, Ours]]:
+    """A QEMU and a machine of ours that were never started."""
+    with (
+        Qemu(1, machine="none", stopped=True, events=False, extra=["-name", "heat"]) as theirs,
+        Ours(events=False) as ours,
+    ):
+        yield theirs, ours
 
 
 @pytest.hookimpl(wrapper=True)
