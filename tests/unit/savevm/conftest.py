@@ -13,6 +13,7 @@ from whimbrel.machine import BareMachine
 from whimbrel.machine.dirty import ManualTracker
 from whimbrel.settings import Backends, Settings
 from whimbrel.stream import Reader, Writer
+from whimbrel_codecs import xbzrle, zlib
 from whimbrel_savevm._ram_loader import RamLoader
 from whimbrel_savevm._ram_saver import RamSaver
 
@@ -20,6 +21,7 @@ hypothesis.settings.register_profile("steady", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("steady")
 
 PAGE = 4096
+CODECS = {spec.name: spec for module in (xbzrle, zlib) for spec in module.whimbrel_codecs()}
 
 
 class Tape(Channel):
@@ -199,7 +201,7 @@ def new_machine(layout, memory="anonymous", **limits):
     settings = Settings(backends=Backends(memory=memory))
     for name, value in limits.items():
         setattr(settings.limits, name, value)
-    machine = BareMachine("m", settings=settings)
+    machine = BareMachine("m", settings=settings, codec_spec=CODECS.__getitem__)
     for name, pages in layout.items():
         machine.ram.add(name, pages * PAGE)
     return machine
