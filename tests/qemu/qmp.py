@@ -60,6 +60,13 @@ class Qmp:
         self._socket.settimeout(PATIENCE)
         self._socket.sendall(message if isinstance(message, bytes) else json.dumps(message).encode() + b"\n")
 
+    def pass_descriptor(self, name: str, descriptor: int) -> None:
+        """Pass an open file for `fd:NAME` (getfd); the caller keeps its own."""
+        command = {"execute": "getfd", "arguments": {"fdname": name}}
+        socket.send_fds(self._socket, [json.dumps(command).encode() + b"\n"], [descriptor])
+        if "error" in (reply := self.reply()):
+            raise QmpError(reply["error"])
+
     def reply(self) -> dict[str, Any]:
         """Wait for the next reply."""
         deadline = time.monotonic() + PATIENCE

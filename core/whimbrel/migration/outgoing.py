@@ -279,8 +279,10 @@ class OutgoingMigration(Attempt):
                 self._return_path.wait_pong(PROOF)
                 self._ownership.move(SourceOwnership.PREPARED)
             except MigrationError as exc:
-                if not deadline.passed or self._patience.cancelled.is_set():
+                if self._patience.cancelled.is_set():
                     raise
+                if not deadline.passed:
+                    raise _unproved(exc) from exc
                 raise HandoverTimeout(
                     f"the destination has not proved within {seconds:.3g} s that it holds the whole machine",
                     hint="the source's guest goes on; [limits] handover-timeout says how long to wait",
@@ -405,6 +407,17 @@ class OutgoingMigration(Attempt):
         self._registry.sync()
         self._statistics.synced()
         self._machine.notifiers.emit(RoundStarted(number=self._statistics.syncs))
+
+
+def _unproved(error: MigrationError) -> MigrationError:
+    """What the end of the link means before the proof: the destination has refused, or is gone, and has nothing."""
+    if not isinstance(error, ChannelLost):
+        return error
+    return ChannelLost(
+        f"the destination hung up before it proved that it holds the machine: {error.message}",
+        hint="its own log says why",
+        place=error.place,
+    )
 
 
 def _undecided(error: WhimbrelError) -> HandoverUndecided:
