@@ -173,7 +173,32 @@ def startup(runs: int) -> list[Result]:
     ]  # fmt: skip
 
 
-PARTS = {part.__name__: part for part in (bulk, zero, idle, demo, startup)}
+def qemu(runs: int) -> list[Result]:
+    """A real QEMU's stream: taken by `whimbrel receive` beside a QEMU destination; `whimbrel inspect`."""
+    from against_qemu import Bench, available
+
+    if reason := available():
+        return [Result("receive from a QEMU", "not measured", reason, "", "", None)]
+    ours, theirs, preallocated, seconds, inspected = [], [], [], [], []
+    with Bench() as bench:
+        for _ in range(runs):
+            theirs.append(bench.to_qemu(prealloc=False))
+            speed, until_stored = bench.to_whimbrel()
+            ours.append(speed)
+            seconds.append(until_stored)
+            preallocated.append(bench.to_qemu(prealloc=True))
+            inspected.append(bench.inspect())
+    ratio = median(ours) / median(theirs)
+    return [
+        Result("receive from a QEMU, 1 GiB random", f"{median(ours):.0f} MiB/s",
+               f"QEMU destination: {median(theirs):.0f} MiB/s", f"{ratio:.2f} x", ">= 1 x", ratio >= 1),
+        Result("", "", f"QEMU, preallocated: {median(preallocated):.0f} MiB/s", "", "", None),
+        Result("... until it is on the disk", f"{median(seconds):.2f} s", "", "", "", None),
+        Result("inspect", f"{median(inspected):.0f} MiB/s", "", "", ">= 200 MiB/s", median(inspected) >= 200),
+    ]  # fmt: skip
+
+
+PARTS = {part.__name__: part for part in (bulk, zero, idle, demo, startup, qemu)}
 
 
 @click.command()
