@@ -67,7 +67,7 @@ class XbzrleCodec(DeltaCodec):
 class _Lengths:
     """What two bytes mean where a length begins: tables over both of them, the first in the low bits.
 
-    Two bytes that are no length have size 2 and a length that is too large for any page.
+    A second byte with its high bit set makes a length beyond LENGTH_MAX, which is too large for any page.
     """
 
     size: npt.NDArray[np.int32]  # bytes of the length
@@ -90,7 +90,6 @@ def _lengths() -> _Lengths:
     first, second = both & 0xFF, both >> 8
     two = first >= 0x80
     length = np.where(two, first & 0x7F | second << 7, first)
-    length[two & (second >= 0x80)] = LENGTH_MAX + 1
     size = np.where(two, 2, 1).astype(np.int32)
     return _Lengths(size, length.astype(np.int32), (size + length).astype(np.int32))
 
@@ -248,8 +247,7 @@ class NotEncoded(Enum):
 def encode_page(old: ByteArray, new: ByteArray) -> bytes | NotEncoded:
     """The payload that changes page `old` into `new` (both of shape (4096,)), byte for byte QEMU's (section 3.3).
 
-    The order of the tests is QEMU's too: with unchanged bytes left at the end it gives up on a payload that would
-    just have fitted.
+    As QEMU does, it gives up on a payload that would just fit if there are unchanged bytes behind it.
     """
     edges = np.flatnonzero(np.diff(old != new, prepend=False, append=False)).tolist()
     if not edges:
@@ -257,15 +255,12 @@ def encode_page(old: ByteArray, new: ByteArray) -> bytes | NotEncoded:
     parts: list[bytes] = []
     size, at = 0, 0
     for first, stop in zip(edges[::2], edges[1::2], strict=True):
-        for length in (first - at, stop - first):
-            if size + 2 > PAGE_SIZE:
-                return NotEncoded.OVERFLOW
-            parts.append(_length_bytes(length))
-            size += len(parts[-1])
-        size += stop - first
+        # QEMU also tests before each length whether 2 bytes are left for it. That never decides: a length and a
+        # changed byte at least follow, which do not fit then either.
+        parts += [_length_bytes(first - at), _length_bytes(stop - first), new[first:stop].tobytes()]
+        size += sum(map(len, parts[-3:]))
         if size > PAGE_SIZE:
             return NotEncoded.OVERFLOW
-        parts.append(new[first:stop].tobytes())
         at = stop
     if at < PAGE_SIZE and size + 2 > PAGE_SIZE:
         return NotEncoded.OVERFLOW

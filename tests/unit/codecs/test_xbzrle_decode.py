@@ -173,20 +173,29 @@ def test_payloads_may_lie_in_any_order():
 
 
 @pytest.mark.parametrize("count", [1, 2, 1000, 70_000])
-def test_many_payloads(count):
+@pytest.mark.parametrize("pairs", [1, 2])
+def test_many_payloads(count, pairs):
     """More than 16 bits can number, too."""
-    pages = RNG.permutation(count)
-    memory = np.zeros(count * PAGE, np.uint8) if count < 5000 else np.zeros(5000 * PAGE, np.uint8)
     at = np.arange(count)
-    payload = np.empty((count, 6), np.uint8)
+    payload = np.zeros((count, 6), np.uint8)
     payload[:, 0], payload[:, 1], payload[:, 3], payload[:, 4] = 3, 1, 2, 1
     payload[:, 2], payload[:, 5] = at % 251 + 1, at % 241 + 1
-    # 70000 pages would be 280 MB: those behind the 5000th are changed at other places, 64 bytes apart.
-    offsets = pages * (PAGE if count < 5000 else 64)
-    CODEC.decode(payload.reshape(-1), at * 6, at * 6 + 6, memory, offsets)
-    assert (memory[offsets + 3] == at % 251 + 1).all()
-    assert (memory[offsets + 6] == at % 241 + 1).all()
-    assert np.count_nonzero(memory) == 2 * count
+    starts = at * 6
+    # 70000 pages would be 280 MB: these overlap, and what is changed in them does not.
+    offsets = RNG.permutation(count) * 64
+    memory = np.zeros(count * 64 + PAGE, np.uint8)
+    CODEC.decode(payload.reshape(-1), starts, starts + 3 * pairs, memory, offsets)
+    assert (memory[offsets + 3] == payload[:, 2]).all()
+    assert (memory[offsets + 6] == (payload[:, 5] if pairs == 2 else 0)).all()
+    assert np.count_nonzero(memory) == pairs * count
+
+
+def test_many_empty_payloads_before_one():
+    memory = np.zeros(PAGE, np.uint8)
+    ends = np.zeros(70_001, np.intp)
+    ends[-1] = 3
+    CODEC.decode(np.array([0, 1, 9], np.uint8), np.zeros(70_001, np.intp), ends, memory, np.zeros(70_001, np.intp))
+    assert memory[0] == 9
 
 
 # ---------------------------------------------------------------------------------------------------------- properties
