@@ -46,8 +46,9 @@ def test_without_the_capability(make_qemu: Callable[..., Qemu], ours: Callable[.
         destination.execute("migrate-incoming", uri=destination.uri("stream"))
         source.migrate(destination.uri("stream"))
         source.wait_run_state("postmigrate")
+        source.qmp.wait("STOP")
         destination.qmp.wait("RESUME")
-        assert order(source)[-1:] == ["STOP"]
+        assert [word for word in order(source) if word != "RESUME"] == ["STOP"]
         assert order(destination) == ["setup", "RESUME"]
 
 
@@ -144,7 +145,10 @@ def test_a_cancel_before_the_switchover(beside: Beside) -> None:
         side.wait_status("cancelled")
         side.wait_run_state("running")
     expected = ["setup", "PASS 1", "active", "STOP", "pre-switchover", "cancelling", "RESUME", "cancelled"]
-    assert [order(side) for side in beside.sources] == [expected, expected]
+    theirs, ours = (order(side) for side in beside.sources)
+    assert ours == expected
+    # A QEMU may leave pre-switchover for the cancel before it knows of it.
+    assert [word for word in theirs if word != "device"] == expected
 
 
 def test_a_second_attempt(beside: Beside, make_qemu: Callable[..., Qemu], ours: Callable[..., Ours]) -> None:
