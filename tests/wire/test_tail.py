@@ -357,3 +357,15 @@ def test_any_buffer(kind):
     assert description.find(whole).description.devices == tuple(
         json.loads(json.dumps(each.described)) for each in devices
     )
+
+
+@pytest.mark.parametrize("footers", [True, False])
+def test_a_machine_without_devices(footers):
+    nothing = tails.ending([])
+    assert split_by_description(nothing, parsed([]), footers=footers).error is None
+    assert split_by_footers(nothing).error is None
+    one = plain_device("aa", 1, b"1")
+    split = split_by_description(tails.tail([one], footers=footers), parsed([]), footers=footers)
+    assert "is not in the description" in str(split.error)
+    early = split_by_description(nothing, parsed([one]), footers=footers, first=1)
+    assert (early.sections, early.error) == ((), None)

@@ -129,7 +129,7 @@ class _Splitter:
     sections: list[DeviceSection] = attrs.field(factory=list)
 
     def split(self, devices: tuple[Described, ...]) -> None:
-        for described, following in zip(devices, (*devices[1:], None), strict=True):
+        for described, following in zip(devices, (*devices[1:], None), strict=False):
             found = self._section(described)
             if found is None:
                 return
