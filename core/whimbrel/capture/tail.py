@@ -6,7 +6,7 @@ the stream has ended (`whimbrel.wire.tail`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import attrs
@@ -14,8 +14,9 @@ import attrs
 from whimbrel.errors import ChannelLost, MigrationError, Place, StreamError
 from whimbrel.wire import commands
 from whimbrel.wire.commands import Ping
-from whimbrel.wire.description import Description, DescriptionFinder
-from whimbrel.wire.skeleton import Element
+from whimbrel.wire.described import Described
+from whimbrel.wire.description import Description, DescriptionFinder, Found
+from whimbrel.wire.skeleton import Element, SectionHeader
 from whimbrel.wire.tail import (
     DeviceSection,
     FooterWalk,
@@ -28,7 +29,9 @@ from whimbrel.wire.tail import (
 )
 
 TAIL_MAX: Final = 64 << 20  # bytes of device sections, beside the description's
+MISFITS_MAX: Final = 64  # descriptions that do not fit the sections before them
 _PING: Final = 9  # bytes
+_TEXT_AT: Final = 5  # bytes from a description's mark to its text
 
 
 @attrs.frozen(eq=False)
@@ -36,7 +39,8 @@ class Tail:
     """The end of a stream: its device sections, and its description if it has one.
 
     `guessed` says that the sections were told apart without description and footers. `behind` counts bytes that came
-    after the end. `error` says where the stream was cut or makes no sense; `sections` are those before it then.
+    after the end. `error` says where the stream was cut or makes no sense; `sections` are those before it then. `end`
+    is where the description ends, counted from the first device on.
     """
 
     sections: tuple[DeviceSection, ...]
@@ -44,23 +48,50 @@ class Tail:
     guessed: bool = False
     behind: int = 0
     error: MigrationError | None = None
+    end: int = 0
 
 
 class TailCollector:
     """Keeps the bytes from a FULL on, whose type byte is at `base` of the stream.
 
-    `first` sections came before; `seen` and `started` are the section ids that were taken, and may go on. One thread.
+    `first` sections came before, with `before` bytes; `seen` and `started` are the section ids that were taken, and
+    may go on. One thread.
     """
 
     def __init__(
-        self, base: int, *, footers: bool, seen: Iterable[int], started: Iterable[int], first: int, limit: int
+        self,
+        base: int,
+        *,
+        footers: bool,
+        seen: Iterable[int],
+        started: Iterable[int],
+        first: int,
+        before: int,
+        limit: int,
     ) -> None:
         self.data = bytearray()
         self.base = base
-        self._footers, self._first, self._limit = footers, first, limit
+        self._footers, self._first, self._before, self._limit = footers, first, before, limit
         self._seen, self._started = frozenset(seen), frozenset(started)
         self._finder = DescriptionFinder(limit=limit)
         self._walk = FooterWalk(seen=self._seen, started=self._started) if footers else None
+        self._fit: Tail | None = None  # by the last description that fits
+        self._misfit: Tail | None = None  # by the last one that does not
+        self._misfits, self._found_end = 0, -1
+
+    @property
+    def has_footers(self) -> bool:
+        """Whether footers tell where the devices end, and are believed."""
+        return self._walk is not None
+
+    @property
+    def description_came(self) -> bool:
+        """Whether something that may be the description has come, so that nothing more has to."""
+        return self._fit is not None or self._found_end == len(self.data)
+
+    def doubt_footers(self) -> None:
+        """A device's bytes passed for an end; the description will tell."""
+        self._walk = None
 
     def behind(self) -> Standing | None:
         """What stands behind the last whole section, as far as footers show it; None while nothing has come."""
@@ -69,14 +100,12 @@ class TailCollector:
         try:
             return self._walk.feed(self.data)
         except StreamError:
-            self._walk = None  # a device's bytes passed for an end; the description will tell
+            self.doubt_footers()
             return None
 
     def ping(self, element: Standing) -> Ping | None:
-        """The PING that `element` is, if it is the last that has come: its sender waits for an answer."""
-        if element.end != len(self.data):
-            return None
-        return _ping(self.data[element.offset :])
+        """The PING that `element` is, if it is one."""
+        return _ping(self.data[element.offset : element.end])
 
     def pass_over(self, element: Standing) -> None:
         """Go on behind `element`, a command."""
@@ -87,19 +116,88 @@ class TailCollector:
         """The sections that footers have shown so far."""
         return tuple(section_at(self.data, span) for span in self._walk.spans) if self._walk is not None else ()
 
-    def check_length(self) -> None:
-        """Raise StreamError for more bytes than all devices of a machine have."""
-        if len(self.data) > TAIL_MAX + self._limit:
-            raise StreamError(
-                f"the device sections are longer than {TAIL_MAX} bytes, and no end is in sight",
-                place=Place(section="devices", offset=self.base),
-            )
+    def too_long(self) -> bool:
+        """Whether more has come than all devices of a machine have, and a description."""
+        return self._before + len(self.data) > TAIL_MAX + self._limit
 
     def described(self, *, at_end: bool = False) -> Tail | None:
-        """The tail, if its description is there; with `at_end` no more bytes come."""
-        found = self._finder.feed(self.data, at_end=at_end)
-        if found is None:
+        """The tail, if a description of it ends what has come; with `at_end` no more bytes come.
+
+        A device's bytes may look like one too. So one that does not fit the sections before it is passed over, and of
+        those that fit the last one counts: if more has come behind one, the tail is not told before the end.
+        """
+        while (found := self._finder.feed(self.data, at_end=at_end)) is not None:
+            tail = self._split(found)
+            self._found_end = found.end
+            if tail.error is None:
+                self._fit = tail
+                if found.end == len(self.data):
+                    return tail
+            else:
+                self._misfit = tail
+                self._misfits += 1
+                if self._misfits > MISFITS_MAX:
+                    return tail
+            self._finder = DescriptionFinder(found.eof_offset + 1, limit=self._limit)
+        if self._fit is None or not at_end:
             return None
+        return attrs.evolve(self._fit, behind=len(self.data) - self._fit.end)
+
+    def ended(self) -> Tail:
+        """The tail of a stream that has ended here, or says no more."""
+        if (tail := self.described(at_end=True)) is not None:
+            return tail
+        if self.too_long():
+            return self._too_long()
+        if self._misfit is not None and not self._footers:
+            return self._misfit
+        if self._footers:
+            split = split_by_footers(self.data, seen=self._seen, started=self._started)
+        else:
+            split = split_by_headers(self.data, seen=self._seen)
+        end = split.end
+        while _ping(self.data[end : end + _PING]) is not None:
+            end += _PING
+        if split.error is None and self.data[end : end + 1] == bytes((Element.EOF,)):
+            error = self._what_is_behind(end + 1)
+            if error is None:
+                return attrs.evolve(self._tail(split), behind=len(self.data) - end - 1)
+            split = attrs.evolve(split, error=error)
+            return self._misfit if self._misfit is not None else self._tail(split)
+        if self._misfit is not None:
+            return self._misfit
+        last = f"device section {split.sections[-1].header.idstr!r}" if split.sections else "its RAM"
+        reason = split.error.message if split.error is not None else "the end mark (00) is missing"
+        lost = ChannelLost(f"the stream ended early, behind {last}: {reason}", hint="its sender says why")
+        place = split.error.place if split.error is not None else Place()
+        return attrs.evolve(self._tail(split), error=lost.at(place).at(self._place(split.end)))
+
+    def _what_is_behind(self, end: int) -> StreamError | None:
+        """What is wrong with the bytes behind an EOF, up to `end`, if they are no description that was cut off."""
+        rest = self.data[end:]
+        if not rest:
+            return None
+        length = int.from_bytes(rest[1:_TEXT_AT], "big")
+        if length > self._limit:
+            return StreamError(
+                f"the description is {length} bytes long, at most {self._limit}",
+                hint="[limits] description says how long it may be",
+            )
+        if len(rest) > _TEXT_AT + length:
+            return StreamError(
+                f"{len(rest)} bytes came behind the end of the stream, and they are no description of it"
+            )
+        return None
+
+    def _too_long(self) -> Tail:
+        error = StreamError(
+            f"the device sections are longer than {TAIL_MAX} bytes, and no end is in sight",
+            place=Place(section="devices", offset=self.base),
+        )
+        return Tail((), error=error)
+
+    def _split(self, found: Found) -> Tail:
+        described = found.description.devices[self._first :]
         split = split_by_description(
             self.data,
             found.description,
@@ -110,39 +208,20 @@ class TailCollector:
         )
         if split.error is not None and self._footers:
             footers = split_by_footers(self.data, seen=self._seen, started=self._started)
-            split = footers if footers.error is None else split
+            if footers.error is None and _describe_all(described, footers.sections):
+                split = footers
         if split.error is None and not _only_pings(self.data[split.end : found.eof_offset]):
             left = found.eof_offset - split.end
             error = StreamError(f"{left} bytes stand between the last device that is known and the end of the stream")
             split = attrs.evolve(split, error=error)
-        return attrs.evolve(self._tail(split, found.description), behind=len(self.data) - found.end)
-
-    def ended(self) -> Tail:
-        """The tail of a stream that has ended here, or says no more."""
-        if (tail := self.described(at_end=True)) is not None:
-            return tail
-        if self._footers:
-            split = split_by_footers(self.data, seen=self._seen, started=self._started)
-        else:
-            split = split_by_headers(self.data, seen=self._seen)
-        end = split.end
-        while _ping(self.data[end : end + _PING]) is not None:
-            end += _PING
-        behind = len(self.data) - end - 1
-        if split.error is None and self.data[end : end + 1] == bytes((Element.EOF,)):
-            return attrs.evolve(self._tail(split), behind=behind)
-        last = f"device section {split.sections[-1].header.idstr!r}" if split.sections else "its RAM"
-        reason = split.error.message if split.error is not None else "the end mark (00) is missing"
-        lost = ChannelLost(f"the stream ended early, behind {last}: {reason}", hint="its sender says why")
-        place = split.error.place if split.error is not None else Place()
-        return attrs.evolve(self._tail(split), error=lost.at(place).at(self._place(split)))
+        return attrs.evolve(self._tail(split, found.description), end=found.end)
 
     def _tail(self, split: Split, description: Description | None = None) -> Tail:
-        error = split.error.at(self._place(split)) if split.error is not None else None
+        error = split.error.at(self._place(split.end)) if split.error is not None else None
         return Tail(split.sections, description, split.guessed, error=error)
 
-    def _place(self, split: Split) -> Place:
-        return Place(section="devices", offset=self.base + split.end)
+    def _place(self, at: int) -> Place:
+        return Place(section="devices", offset=self.base + at)
 
 
 def _ping(data: bytearray) -> Ping | None:
@@ -152,3 +231,18 @@ def _ping(data: bytearray) -> Ping | None:
 
 def _only_pings(data: bytearray) -> bool:
     return all(_ping(data[at : at + _PING]) is not None for at in range(0, len(data), _PING))
+
+
+def describes(described: Described, header: SectionHeader) -> bool:
+    """Whether an entry of a description is that of the section with this header."""
+    return (
+        described.get("name") == header.idstr
+        and described.get("instance_id") == header.instance_id
+        and described.get("version") in (None, header.version_id)
+    )
+
+
+def _describe_all(described: Sequence[Described], sections: Sequence[DeviceSection]) -> bool:
+    return len(described) == len(sections) and all(
+        describes(entry, section.header) for entry, section in zip(described, sections, strict=True)
+    )

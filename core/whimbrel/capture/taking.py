@@ -2,7 +2,8 @@
 
 Whatever fails before the end leaves nothing here, and tells a source that listens to go on (SHUT 1). A source that
 listens is told that all is well (SHUT 0, or the PONG of its proof) only after `keep` has returned: what `keep` has
-stored by then is stored for good, or the source goes on.
+stored by then is stored for good, or the source goes on. If the link breaks while it is being told, nobody here can
+know what the source does; the machine is kept then (`CaptureUndecided`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from os import PathLike
-from typing import Final
+from typing import Final, Protocol, runtime_checkable
 
 from whimbrel.abc import Channel, Patience, SaveVMHandler, SectionKind
 from whimbrel.capture.machine import UNNAMED, CapturedMachine
@@ -27,9 +28,12 @@ from whimbrel.errors import (
     MigrationError,
     Place,
     StreamError,
+    WhimbrelError,
 )
 from whimbrel.migration.answers import LINGER, answerer, refuse
+from whimbrel.migration.attempt import unexpected
 from whimbrel.migration.deadline import Deadline
+from whimbrel.migration.handover import last_word_timeout
 from whimbrel.migration.machine import manager_for
 from whimbrel.migration.quietly import quietly
 from whimbrel.migration.uri import resolve
@@ -46,6 +50,7 @@ from whimbrel.wire.return_path import Shut
 _log = logging.getLogger("whimbrel")
 
 LISTED_MAX: Final = 1 << 56  # bytes; nothing is mapped before the sum is compared with what may be
+ORDER: Final = last_word_timeout(0.0)  # seconds to wait for a source that has had its proof
 IGNORE_SHARED: Final = "x-ignore-shared"
 
 
@@ -79,6 +84,36 @@ def take(
     return Capture(source, settings=settings, plugins=plugins, max_ram=max_ram).run()
 
 
+@runtime_checkable
+class CountsPages(Protocol):
+    """A handler of RAM that can tell how many pages of a block came; an ability, declared by having it."""
+
+    def pages_come(self, name: str) -> int:
+        """How many pages of block `name` came so far."""
+
+
+def _find_shared(machine: CapturedMachine, handler: SaveVMHandler) -> None:
+    """Under x-ignore-shared every page of a block comes at least once, or none does: both ends share it then."""
+    if isinstance(handler, CountsPages):
+        for block in machine.ram:
+            block.shared = block.guest_address is not None and handler.pages_come(block.name) == 0
+
+
+class CaptureUndecided(HandoverUndecided):
+    """Everything came, and the source's last word did not: it may have let go of its machine, or go on with it.
+
+    `machine` is the machine, whole; it is the catcher's to close.
+    """
+
+    def __init__(self, message: str, *, machine: CapturedMachine, place: Place | None = None) -> None:
+        super().__init__(
+            message,
+            hint="ask the source: if it runs on, what was taken here is a copy from its past and must not be run",
+            place=place,
+        )
+        self.machine = machine
+
+
 class Capture:
     """The taking of one machine; one use.
 
@@ -95,14 +130,19 @@ class Capture:
         max_ram: int | None = None,
         keep: Callable[[CapturedMachine], object] = lambda _: None,
     ) -> None:
-        self._channel, self._settings, self._plugins = channel, settings, plugins
+        self._settings, self._plugins = settings, plugins
         self._max_ram = half_of_ram() if max_ram is None else max_ram
         self._keep = keep
         self._walk = Walk(
             channel, settings.limits, answer=answerer(channel) if channel.duplex else None, prove=self._proof
         )
+        self._channel = self._walk.channel
         self._handler: SaveVMHandler | None = None
+        self._deciding = threading.Lock()  # a cancel and the word that all is well exclude each other
         self._cancelled = threading.Event()
+        self._committed = False  # the source is told, or about to be, and may let go
+        self._order: Deadline | None = None  # by which the source must say that it let go
+        self._refused: BaseException | None = None  # what `keep` raised
         self.machine: CapturedMachine | None = None
         self.told = False
         """Whether the source listened, and was told that all is well."""
@@ -118,19 +158,36 @@ class Capture:
         return self._walk.reader.offset
 
     def cancel(self) -> None:
-        """Give it up: a source that listens goes on. Returns at once."""
-        self._cancelled.set()
+        """Give it up: a source that listens goes on. Returns at once.
+
+        Too late once the source is being told that all is well; one that asked for a proof is not waited for then, and
+        what it does is undecided.
+        """
+        with self._deciding:
+            if self._committed and not self._walk.proved:
+                return
+            self._cancelled.set()
         self._channel.close()
 
     def run(self) -> CapturedMachine:
-        """Take the machine, on this thread. Raises as `CapturedMachine.load` does, and MigrationCancelled."""
+        """Take the machine, on this thread. Raises as `CapturedMachine.load` does, and MigrationCancelled.
+
+        What `keep` raises is raised again.
+        """
         try:
             machine = self._take()
             self._say_that_all_is_well()
-        except BaseException as exc:  # noqa: BLE001 - raised again, when the source has been told
+        except BaseException as exc:
             self._give_up(exc)
-            raise self._judged(exc) from exc.__cause__
-        self._channel.close()
+            judged = self._judged(exc)
+            if judged is exc:
+                raise
+            raise judged from exc
+        finally:
+            if self._order is not None:
+                self._order.lift()
+            quietly(self._channel.close, "closing the channel")
+            self._channel.rest()
         return machine
 
     # -------------------------------------------------------------------------------------------- the stream
@@ -159,7 +216,7 @@ class Capture:
             raise tail.error
         if not self._walk.proved:
             self._complete(machine, tail)
-            self._keep(machine)
+            self._store(machine)
         else:
             machine.complete(tail.sections, self._form(machine, tail.description), guessed=tail.guessed)
         return machine
@@ -211,12 +268,29 @@ class Capture:
             raise tail.error
         assert self.machine is not None, "a proof without a machine"
         self._complete(self.machine, tail)
-        self._keep(self.machine)
+        self._store(self.machine)
+        self._commit()
+        # From here on the source may have let go, and nobody runs: its word must come soon.
+        self._order = Deadline(ORDER, self._channel).start()
+
+    def _store(self, machine: CapturedMachine) -> None:
+        try:
+            self._keep(machine)
+        except BaseException as exc:
+            self._refused = exc
+            raise
+
+    def _commit(self) -> None:
+        with self._deciding:
+            if self._cancelled.is_set():
+                raise MigrationCancelled("cancelled before the source was told that all is well")
+            self._committed = True
 
     def _complete(self, machine: CapturedMachine, tail: Tail) -> None:
         if self._handler is None:
             raise StreamError("the stream has no RAM", place=Place(offset=self._walk.reader.offset))
         self._handler.commit()
+        _find_shared(machine, self._handler)
         self._handler.finish()
         machine.complete(tail.sections, self._form(machine, tail.description), guessed=tail.guessed)
         if tail.behind:
@@ -227,38 +301,46 @@ class Capture:
         return Form(machine.form().configuration, self._walk.footers, text is not None, text)
 
     def _say_that_all_is_well(self) -> None:
-        """Tell a source that listens, and wait a moment until it has hung up: it is through then."""
+        """Tell a source that listens, and wait a moment until it has hung up in order: it is through then."""
         if not self.heard:
             return
-        with Deadline(LINGER, self._channel):
+        if not self._committed:
+            self._commit()
+        with Deadline(LINGER, self._channel) as deadline:
             try:
                 answerer(self._channel)(Shut(0))
-                self.told = True
-                self._channel.recv_into(memoryview(bytearray(1)))
+                self._channel.recv_into(bytearray(1))
             except ChannelError as exc:
-                _log.warning("behind the end of the stream: %s", exc)
+                if not deadline.passed:
+                    raise
+                _log.warning("the source has not hung up within %g s: %s", LINGER, exc)
+        self.told = True
 
     def _give_up(self, exc: BaseException) -> None:
         if self._handler is not None:
             quietly(self._handler.finish, "the end of the RAM section")
-        if isinstance(exc, MigrationError) and not self._cancelled.is_set() and not self._walk.proved:
+        if self._committed:
+            return
+        if isinstance(exc, Exception) and not self._cancelled.is_set():
             quietly(partial(refuse, self._channel), "the channel")
-        quietly(self._channel.close, "closing the channel")
-        if self.machine is not None and not self._walk.proved:
+        if self.machine is not None:
             quietly(self.machine.close, "closing the machine")
 
     def _judged(self, exc: BaseException) -> BaseException:
         """What to raise for what went wrong."""
-        if not isinstance(exc, MigrationError):
+        if not isinstance(exc, Exception) or exc is self._refused:
             return exc
-        if self._walk.proved:
-            undecided = HandoverUndecided(
-                f"the machine is here, whole, and the source has not said that it let go ({exc})",
-                hint="ask the source: if it runs on, what was stored here is a copy from its past and must not be run",
-                place=exc.place,
+        if not isinstance(exc, WhimbrelError):
+            exc = unexpected(exc)
+        if self._committed:
+            assert self.machine is not None, "committed without a machine"
+            late = self._order is not None and self._order.passed
+            reason = f"its word has not come within {ORDER:g} s" if late else exc
+            return CaptureUndecided(
+                f"the machine is here, and the source has not said that it let go ({reason})",
+                machine=self.machine,
+                place=getattr(exc, "place", None),
             )
-            undecided.__cause__ = exc
-            return undecided
-        if self._cancelled.is_set():
+        if self._cancelled.is_set() and isinstance(exc, MigrationError):
             return MigrationCancelled("cancelled; a source that listens goes on")
-        return exc.at(Place(peer=self._channel.peer))
+        return exc.at(Place(peer=self._channel.peer)) if isinstance(exc, MigrationError) else exc

@@ -14,17 +14,17 @@ nothing to tell that it does but its silence:
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TypeVar
 
 import attrs
 
 from whimbrel.abc import Channel, SectionKind
-from whimbrel.capture.tail import Tail, TailCollector
-from whimbrel.errors import IncompatibleError, Place, StreamError
+from whimbrel.capture.patient import PatientChannel
+from whimbrel.capture.tail import Tail, TailCollector, describes
+from whimbrel.errors import ChannelLost, IncompatibleError, MigrationError, Place, StreamError
 from whimbrel.settings import Limits
-from whimbrel.stream import Reader, Replay
+from whimbrel.stream import Reader
 from whimbrel.wire import commands, skeleton
 from whimbrel.wire.commands import OpenReturnPath, Ping
 from whimbrel.wire.order import SectionOrder
@@ -36,6 +36,9 @@ GRACE: Final = 1.0  # seconds a description may be late by
 SILENCE: Final = 10.0  # seconds without a byte after which a stream whose end cannot be told is given up
 
 RAM: Final = "ram"
+DEVICES: Final = "devices"
+
+T = TypeVar("T")
 
 
 @attrs.frozen
@@ -61,28 +64,29 @@ class Walk:
         answer: Callable[[Message], None] | None = None,
         prove: Callable[[Tail], object] = lambda _: None,
     ) -> None:
-        self.reader = Reader(channel)
+        self.channel = PatientChannel(channel)
+        """The channel that is read here: whoever reads on behind the end reads from it."""
+        self.reader = Reader(self.channel)
         self.configuration: Configuration | None = None
         self.footers = False
         self.return_path_open = False
         self.proved = False
         self.end: Tail | None = None
-        self._channel, self._limits = channel, limits
+        self._limits = limits
         self._answer, self._prove = answer, prove
         self._order = SectionOrder(limits.sections)
         self._open: Body | None = None  # whose footer has not been read
+        self._ram_came = False
         self._devices: list[DeviceSection] = []  # those that came before a section of RAM
-        self._look: _Look | None = None
+        self._proof: list[tuple[SectionHeader, int, int]] = []  # of what was here when the source asked
 
     # ------------------------------------------------------------------------------------------- in order
 
     def begin(self) -> Configuration | None:
         """Read the header and the configuration, if there is one. Raises StreamError or ChannelLost."""
-        self.reader.parse(skeleton.parse_header())
-        if self.reader.window(1)[0] == Element.CONFIGURATION:
-            self.reader.advance(1)
-            self.configuration = self.reader.parse(skeleton.parse_configuration())
-            self.footers = True
+        self._at("header", lambda: self.reader.parse(skeleton.parse_header()))
+        self.configuration = self._at("configuration", self._read_configuration)
+        self.footers = self.configuration is not None
         return self.configuration
 
     def next_body(self) -> Body | None:
@@ -90,7 +94,7 @@ class Walk:
         if self._open is not None:
             self._finish(self._open)
         while True:
-            element = Element(self._peek())
+            element = self._at("head", self._peek)
             if element in (Element.SECTION_FULL, Element.EOF):
                 self.end = self._collect()
                 if self.end is not None:
@@ -98,19 +102,23 @@ class Walk:
                 continue
             self.reader.advance(1)
             if element is Element.COMMAND:
-                self._obey(self.reader.parse(commands.parse_command()))
+                self._obey(self._at("command", lambda: self.reader.parse(commands.parse_command())))
                 continue
-            self._open = self._begin_section(skeleton.KIND_OF_ELEMENT[element])
+            kind = skeleton.KIND_OF_ELEMENT[element]
+            self._open = self._at("head", lambda: self._begin_section(kind))  # noqa: B023 - called at once
             return self._open
 
-    def _peek(self) -> int:
+    def _read_configuration(self) -> Configuration | None:
+        if self.reader.window(1)[0] != Element.CONFIGURATION:
+            return None
+        self.reader.advance(1)
+        return self.reader.parse(skeleton.parse_configuration())
+
+    def _peek(self) -> Element:
         element = self.reader.window(1)[0]
         if element not in skeleton.TOP_LEVEL:
-            raise StreamError(
-                f"unknown section type {element:#04x}, expected one of 00 01 02 03 04 08",
-                place=Place(offset=self.reader.offset),
-            )
-        return element
+            raise StreamError(f"unknown section type {element:#04x}, expected one of 00 01 02 03 04 08")
+        return Element(element)
 
     def _begin_section(self, kind: SectionKind) -> Body:
         header = self._order.accept(kind, self.reader.parse(skeleton.parse_section_header(kind)))
@@ -118,12 +126,18 @@ class Walk:
             raise IncompatibleError(
                 f"the stream has a section {header.idstr!r} that is saved in rounds, and only RAM can be taken so",
                 hint="switch off at the source what it belongs to (block migration, dirty-bitmaps)",
-                place=Place(offset=self.reader.offset),
             )
+        if kind is SectionKind.START:
+            if self._ram_came:
+                raise StreamError(f"a second section {RAM!r} begins, with id {header.section_id}")
+            self._ram_came = True
         return Body(kind, header)
 
     def _finish(self, body: Body) -> None:
         self._open = None
+        self._at(f"{body.header.idstr!r} (id {body.header.section_id})", lambda: self._read_footer(body))
+
+    def _read_footer(self, body: Body) -> None:
         if body.kind is SectionKind.START and self.configuration is None:
             self.footers = self.reader.window(1)[0] == Element.SECTION_FOOTER
         if self.footers:
@@ -135,7 +149,18 @@ class Walk:
         elif self._answer is not None and self.return_path_open:
             self._answer(Pong(command.value))
 
+    def _at(self, section: str, action: Callable[[], T]) -> T:
+        try:
+            return action()
+        except MigrationError as exc:
+            raise exc.at(Place(section=section, offset=self.reader.offset)) from exc.__cause__
+
     # ------------------------------------------------------------------------------------------- the tail
+
+    @property
+    def _heard(self) -> bool:
+        """Whether the source listens, and so waits for our word."""
+        return self.return_path_open and self._answer is not None
 
     def _collect(self) -> Tail | None:
         """Keep what comes from here on, to the stream's end; None if sections of RAM go on behind it."""
@@ -145,22 +170,27 @@ class Walk:
             seen={*self._order.ids(), *(device.header.section_id for device in self._devices)},
             started=self._order.started(),
             first=len(self._devices),
+            before=sum(len(device.body) for device in self._devices),
             limit=self._limits.description,
         )
         while True:
             behind = collector.behind()
             if behind is not None and behind.element in skeleton.KIND_OF_ELEMENT:
-                self._resume(collector, behind)
-                return None
+                if behind.element is not Element.SECTION_START or not self._ram_came:
+                    self._resume(collector, behind)
+                    return None
+                # There is one section that is saved in rounds, and it began long ago: these are a device's bytes.
+                collector.doubt_footers()
+                behind = None
             if behind is not None and behind.element is Element.COMMAND:
                 self._obey_behind_devices(collector, behind)
                 continue
             if (tail := collector.described()) is not None:
                 return self._whole(tail)
-            collector.check_length()
-            complete = behind is not None and behind.element is Element.EOF
-            if self._silent(complete=complete) or not self._grow(collector.data):
+            if collector.too_long() or self._at(DEVICES, lambda: self._silent(collector, behind)):  # noqa: B023
                 return self._whole(collector.ended())
+            if not self._at(DEVICES, lambda: self._grow(collector.data)):
+                return self._whole(self._hung_up(collector.ended()))
 
     def _grow(self, data: bytearray) -> bool:
         """Wait for more; False at the stream's end."""
@@ -171,71 +201,79 @@ class Walk:
         self.reader.advance(len(window))
         return True
 
-    def _silent(self, *, complete: bool) -> bool:
-        """Wait for more where the source may be waiting for us; True if it is, and all is here."""
-        if not self.return_path_open or self._answer is None or (self.footers and not complete):
+    def _silent(self, collector: TailCollector, behind: Standing | None) -> bool:
+        """Wait for more where the source may be waiting for us; True if it is, and all is here that will come."""
+        end = behind is not None and behind.element is Element.EOF
+        if not self._heard or (collector.has_footers and not end):
             return False
-        if self._look is None:
-            self._look = _Look(self.reader)
-        if self._look.done(GRACE if complete else SILENCE):
-            self._look = None
+        complete = (end and behind is not None and behind.end == len(collector.data)) or collector.description_came
+        if self.channel.wait(GRACE if complete else SILENCE):
             return False
-        if complete:
+        if complete or (end and self.proved):
             return True
         raise StreamError(
             f"the source has been silent for {SILENCE:g} s, and nothing tells whether its devices are all here",
-            hint="its machine type has neither footers nor a description: switch return-path off at the source",
-            place=Place(section="devices", offset=self.reader.offset),
+            hint="a machine type with neither footers nor a description cannot be taken so: switch return-path off",
         )
+
+    def _hung_up(self, tail: Tail) -> Tail:
+        """The end of a stream whose source has gone, at once or before it was told anything: then it has given up."""
+        if tail.error is not None or tail.description is not None or not self._heard or self.proved:
+            return tail
+        lost = ChannelLost(
+            "the source hung up before it was told that all is here",
+            hint="its own error says why; it has not let go of its machine",
+            place=Place(section=DEVICES, offset=self.reader.offset),
+        )
+        return attrs.evolve(tail, error=lost)
 
     def _resume(self, collector: TailCollector, behind: Standing) -> None:
         """The devices so far came early; go on with what stands behind them."""
         self._devices += collector.devices()
-        rest = bytes(collector.data[behind.offset :])
-        self.reader = Reader(Replay(rest, self._channel), offset=collector.base + behind.offset)
+        self._check_count(len(self._devices))
+        self.channel.give_back(memoryview(collector.data)[behind.offset :])
+        self.reader = Reader(self.channel, offset=collector.base + behind.offset)
 
     def _obey_behind_devices(self, collector: TailCollector, command: Standing) -> None:
-        """Answer a PING that its source waits for: everything before it is here."""
+        """Answer a PING. Behind all that will come its source waits for it, and then the answer is a proof."""
         ping = collector.ping(command)
-        if ping is not None and self._answer is not None and self.return_path_open and not self.proved:
-            self._prove(self._whole(Tail(collector.devices())))
-            self.proved = True
-            self._answer(Pong(ping.value))
+        if ping is not None and self._heard:
+            assert self._answer is not None
+            if self._order.started() or not self._ram_came:
+                self._answer(Pong(ping.value))  # the devices so far came early
+            elif command.end == len(collector.data) and not self.proved:
+                tail = self._whole(Tail(collector.devices()))
+                self._prove(tail)
+                self.proved, self._proof = True, _outline(tail)
+                self._answer(Pong(ping.value))
         collector.pass_over(command)
 
     def _whole(self, tail: Tail) -> Tail:
-        """`tail` with the devices that came early."""
-        if not self._devices:
-            return tail
+        """`tail` with the devices that came early, if it is not too much and what was proved."""
         early = list(self._devices)
         if tail.description is not None:
-            described = tail.description.devices
-            early = [
-                attrs.evolve(early_, described=described[n]) for n, early_ in enumerate(early) if n < len(described)
-            ]
-        return attrs.evolve(tail, sections=(*early, *tail.sections))
+            for number, described in enumerate(tail.description.devices[: len(early)]):
+                if describes(described, early[number].header):
+                    early[number] = attrs.evolve(early[number], described=described)
+        self._check_count(len(early) + len(tail.sections))
+        whole = attrs.evolve(tail, sections=(*early, *tail.sections))
+        if self.proved and tail.error is None and _outline(whole) != self._proof:
+            raise StreamError(
+                f"the {len(whole.sections)} device sections are not the {len(self._proof)} that were here when the "
+                "source asked whether all are",
+                hint="what was kept then is not the whole machine",
+                place=Place(section=DEVICES, offset=self.reader.offset),
+            )
+        return whole
+
+    def _check_count(self, devices: int) -> None:
+        if devices + self._ram_came > self._limits.sections:
+            raise StreamError(
+                f"more than {self._limits.sections} sections",
+                hint="[limits] sections says how many may come",
+                place=Place(section=DEVICES, offset=self.reader.offset),
+            )
 
 
-class _Look:
-    """Waits for one more byte on a thread of its own, so that the waiting can be given up."""
-
-    def __init__(self, reader: Reader) -> None:
-        self._reader = reader
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._wait, name="whimbrel-look", daemon=True)
-        self._thread.start()
-
-    def done(self, seconds: float) -> bool:
-        """Whether something has come, or the end, within `seconds`. Raises what the waiting raised."""
-        self._thread.join(seconds)
-        if self._thread.is_alive():
-            return False
-        if self._error is not None:
-            raise self._error
-        return True
-
-    def _wait(self) -> None:
-        try:
-            self._reader.ended()
-        except BaseException as exc:  # noqa: BLE001 - raised where it is waited for
-            self._error = exc
+def _outline(tail: Tail) -> list[tuple[SectionHeader, int, int]]:
+    return [(section.header, section.offset, len(section.body)) for section in tail.sections]
