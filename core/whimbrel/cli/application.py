@@ -27,6 +27,7 @@ import click
 from whimbrel.cli._output import complain, print_json
 from whimbrel.cli.cancel import cancel
 from whimbrel.cli.demo import demo
+from whimbrel.cli.inspect import inspect
 from whimbrel.cli.migrate import migrate
 from whimbrel.cli.plugins import plugins
 from whimbrel.cli.receive import receive
@@ -129,7 +130,7 @@ def whimbrel(ctx: click.Context) -> int:
     return USAGE
 
 
-for _command in (run, migrate, status, cancel, set_value, receive, send, plugins, demo):
+for _command in (run, migrate, status, cancel, set_value, receive, send, inspect, plugins, demo):
     whimbrel.add_command(_command)
 
 
