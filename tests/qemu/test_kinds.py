@@ -145,7 +145,7 @@ def test_xbzrle_of_several_passes(mix, tmp_path):
 def test_compressed_pages(mix, wait):
     source = mix("compress")
     source.execute("migrate-set-parameters", compress_wait_thread=wait)
-    stream = capture_passes(source, 4 << 20)
+    stream = capture_passes(source, 512 << 10)
     found = records(stream)
     assert found.get("COMPRESS_PAGE", 0) > (100 if wait else 0), found
     with load(stream) as machine:
@@ -154,7 +154,7 @@ def test_compressed_pages(mix, wait):
 
 def test_compressed_first_and_xbzrle_after(mix):
     source = mix("compress", "xbzrle")
-    stream = capture_passes(source, 4 << 20)
+    stream = capture_passes(source, 512 << 10)
     found = records(stream)
     assert min(found["COMPRESS_PAGE"], found["XBZRLE"]) > 100, found
     with load(stream) as machine:
