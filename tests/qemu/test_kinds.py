@@ -50,6 +50,8 @@ def capture_passes(source: Qemu, bandwidth: int) -> bytes:
         channel, _ = listener.accept()
     thread = threading.Thread(target=_read, args=(channel, taken))
     thread.start()
+    source.qmp.wait("MIGRATION_PASS", **{"pass": 2})
+    source.execute("migrate-set-parameters", max_bandwidth=12 << 20)
     source.qmp.wait("MIGRATION_PASS", **{"pass": 3})
     source.execute("stop")
     source.execute("migrate-set-parameters", max_bandwidth=1 << 40, downtime_limit=2000)
