@@ -15,7 +15,7 @@ import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from whimbrel.errors import ConfigError
+from whimbrel.errors import ChannelLost, ConfigError
 from whimbrel_transports._one_way import OneWayChannel
 from whimbrel_transports._sockets import reason
 
@@ -133,7 +133,10 @@ class FileWriter(OneWayChannel):
     def _finish(self) -> None:
         os.fsync(self._descriptor)
         self._check_open()
-        self._place.look()
+        try:
+            self._place.look()
+        except ConfigError as error:
+            raise ChannelLost(f"writing {self.peer} failed at its end: {error.message}") from error
         os.rename(self._temporary, self._place.name, src_dir_fd=self._place.folder, dst_dir_fd=self._place.folder)
         self._temporary = ""
         os.fsync(self._place.folder)

@@ -46,7 +46,8 @@ class Program:
     """
 
     def __init__(self, words: Sequence[str], *, stdin: int, stdout: int) -> None:
-        self.name = _short(shlex.join(words))
+        name = shlex.join(words)
+        self.name = name if len(name) <= LONGEST_WORDS else f"{name[:LONGEST_WORDS]}…"
         self._tail = bytearray()
         self._status: int | None = None
         self._stderr, theirs = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -88,13 +89,14 @@ class Program:
         """How it ended, as far as was noticed: its exit status, or the negative number of a signal."""
         return self._status
 
-    def describe(self) -> str:
-        """Say how it ended and what it said last."""
+    def describe(self, *, early: bool = True) -> str:
+        """Say how it ended, `early` or not, and what it said last."""
         if self._stderr >= 0:
             self._listen()
         words = _last_words(bytes(self._tail))
         said = f"; it said: {words}" if words else ""
-        return f"the command `{self.name}` {_ending(self._status)}{said}"
+        too_early = " before it had taken everything" if early and self._status == 0 else ""
+        return f"the command `{self.name}` {_ending(self._status)}{too_early}{said}"
 
     def end(self) -> None:
         """End every process of the group, with force if a word does not do, and forget it. Must not raise."""
@@ -191,8 +193,5 @@ def _members(group: int) -> list[int]:
 def _last_words(tail: bytes) -> str:
     text = "".join(letter if letter.isprintable() else "\n" for letter in tail.decode(errors="replace"))
     lines = [line.strip() for line in text.split("\n") if line.strip()]
-    return _short(" / ".join(lines[-LAST_LINES:]))
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= LONGEST_WORDS else f"{text[:LONGEST_WORDS]}…"
+    words = " / ".join(lines[-LAST_LINES:])
+    return words if len(words) <= LONGEST_WORDS else f"…{words[-LONGEST_WORDS:]}"

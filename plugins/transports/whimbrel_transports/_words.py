@@ -2,13 +2,14 @@
 
 There is no shell: what a shell would act on (a pipe, a redirection, a variable, a pattern) would reach the program as
 it stands, which is never what was meant. So it is an error, unless it is quoted such that a shell would leave it alone.
+
+The standard library's shlex is not used, for it differs from a shell in what a backslash does between double quotes.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import shlex
 from typing import Final
 
 from whimbrel.errors import ConfigError
@@ -19,9 +20,11 @@ _HINT: Final = "quote it, or write exec:sh -c '...' to have a shell"
 _EXPECTED: Final = "expected exec:COMMAND, a program and its arguments"
 
 # A shell acts on these wherever they stand unquoted; on a tilde and on what makes a comment only where a word begins.
+# A carriage return is a letter to it, which nobody means.
 _ACTIVE: Final = frozenset("|&;<>()$`*?[\n\r")
 _ACTIVE_AT_THE_START: Final = frozenset("~#")
 _ACTIVE_IN_DOUBLE_QUOTES: Final = frozenset("$`")
+_ESCAPED_IN_DOUBLE_QUOTES: Final = frozenset('$`"\\\n')
 _ASSIGNMENT: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 
 
@@ -33,14 +36,10 @@ def split(command: str) -> list[str]:
         os.fsencode(command)
     except UnicodeError as error:
         raise ConfigError(f"the command {command!r} cannot be written for the system: {error}") from error
-    _refuse_what_needs_a_shell(command)
-    try:
-        words = shlex.split(command)
-    except ValueError as error:
-        raise ConfigError(f"the command {command!r} cannot be split into words: {error}", hint=_HINT) from error
+    words = _words(command)
     if not words or not words[0]:
         raise ConfigError(f"the command {command!r} names no program; {_EXPECTED}")
-    if _ASSIGNMENT.match(command.lstrip()):
+    if _ASSIGNMENT.match(command.lstrip(" \t")):
         raise ConfigError(
             f"the command {command!r} begins with a variable, and there is no shell to set it",
             hint="write exec:env NAME=VALUE PROGRAM, or exec:sh -c '...' to have a shell",
@@ -48,24 +47,44 @@ def split(command: str) -> list[str]:
     return words
 
 
-def _refuse_what_needs_a_shell(command: str) -> None:
-    quote, starts, characters = "", True, iter(command)
+def _words(command: str) -> list[str]:
+    words: list[str] = []
+    word: list[str] | None = None  # the one that has begun
+    quote, characters = "", iter(command)
     for character in characters:
-        if quote == "'":
-            quote = "" if character == "'" else quote
-        elif character == "\\":
-            if next(characters, "") == "\n" and not quote:
-                # A shell would join the lines; the splitting keeps the line's end.
-                raise _needs_a_shell(command, "\n")
+        plain = character  # what it stands for; nothing for a quote itself
+        if quote != "'" and character == "\\":
+            plain = _escaped(command, quote, next(characters, ""))
+            if not plain:
+                continue
+        elif quote and character == quote:
+            quote = plain = ""
         elif quote:
-            if character in _ACTIVE_IN_DOUBLE_QUOTES:
+            if quote == '"' and character in _ACTIVE_IN_DOUBLE_QUOTES:
                 raise _needs_a_shell(command, character)
-            quote = "" if character == quote else quote
-        elif character in "'\"":
-            quote = character
-        elif character in _ACTIVE or (starts and character in _ACTIVE_AT_THE_START):
+        elif character in " \t":
+            if word is not None:
+                words.append("".join(word))
+            word = None
+            continue
+        elif character in _ACTIVE or (word is None and character in _ACTIVE_AT_THE_START):
             raise _needs_a_shell(command, character)
-        starts = not quote and character in " \t"
+        elif character in "'\"":
+            quote, plain = character, ""
+        word = [] if word is None else word
+        word.append(plain)
+    if quote:
+        raise ConfigError(f"the command {command!r} has a quote {quote} that does not close", hint=_HINT)
+    return words if word is None else [*words, "".join(word)]
+
+
+def _escaped(command: str, quote: str, character: str) -> str:
+    """What a backslash and `character` behind it stand for; nothing at the end of a line, which is joined."""
+    if not character:
+        raise ConfigError(f"the command {command!r} ends in a backslash, which says nothing", hint=_HINT)
+    if character == "\n":
+        return ""
+    return character if not quote or character in _ESCAPED_IN_DOUBLE_QUOTES else f"\\{character}"
 
 
 def _needs_a_shell(command: str, character: str) -> ConfigError:

@@ -24,7 +24,7 @@ from whimbrel.errors import ChannelLost
 from whimbrel.hookspecs import hookimpl
 from whimbrel_transports._one_way import OnceListener, PipeChannel, widen
 from whimbrel_transports._program import Program
-from whimbrel_transports._sockets import SLICE, connecting, listening, reason
+from whimbrel_transports._sockets import SLICE, connecting, listening
 from whimbrel_transports._words import split
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class _ExecChannel(PipeChannel):
             self._program.wait(SLICE)
             self._check_open()
         if self._program.status:
-            raise ChannelLost(self._program.describe())
+            raise ChannelLost(self._program.describe(early=False))
 
     def _reason(self, error: OSError) -> str:
         if not isinstance(error, BrokenPipeError):
@@ -109,8 +109,7 @@ class _ExecChannel(PipeChannel):
         deadline = monotonic() + SETTLING
         while self._program.status is None and not self._closed and (left := deadline - monotonic()) > 0:
             self._program.wait(min(SLICE, left))
-        early = " before it had taken everything" if self._program.status == 0 else ""
-        return f"{self._program.describe()}{early} ({reason(error)})"
+        return self._program.describe()
 
     def _release(self) -> None:
         # Before the pipe is closed: what was written so far must not look like a whole stream to it.

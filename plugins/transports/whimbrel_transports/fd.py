@@ -66,8 +66,9 @@ class FdTransport(Transport):
             try:
                 patience.check(f"taking descriptor {number}")
                 return _channel(descriptor, address, writes=True)
-            finally:
+            except BaseException:
                 os.close(descriptor)
+                raise
 
     def listen(self, address: str) -> Listener:
         """Take the socket, or the reading end of a pipe, `address`. Raises as `connect` does."""
@@ -79,13 +80,12 @@ class FdTransport(Transport):
             except BaseException:
                 os.close(descriptor)
                 raise
-
-        def make() -> Channel:
-            channel = _channel(descriptor, address, writes=False)
-            os.close(descriptor)
-            return channel
-
-        return OnceListener(uri, lambda seconds: _ready(descriptor, seconds), make, lambda: os.close(descriptor))
+        return OnceListener(
+            uri,
+            lambda seconds: bool(_polled(descriptor, select.POLLIN, seconds)),
+            lambda: _channel(descriptor, address, writes=False),
+            lambda: os.close(descriptor),
+        )
 
 
 def has_way_back(address: str) -> bool:
@@ -137,7 +137,8 @@ def _judge(descriptor: int, address: str, *, writes: bool) -> bool:
 
 
 def _judge_socket(descriptor: int, address: str) -> None:
-    with _socket(descriptor) as found:
+    found = socket.socket(fileno=descriptor)
+    try:
         if found.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) != socket.SOCK_STREAM:
             raise ConfigError(f"descriptor {address} is a socket of messages; expected one of streams")
         if found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
@@ -146,15 +147,8 @@ def _judge_socket(descriptor: int, address: str) -> None:
             found.getpeername()
         except OSError as error:
             raise ConfigError(f"descriptor {address} is a socket that is not connected: {error.strerror}") from error
-
-
-def _socket(descriptor: int) -> socket.socket:
-    own = os.dup(descriptor)
-    try:
-        return socket.socket(fileno=own)
-    except BaseException:
-        os.close(own)
-        raise
+    finally:
+        found.detach()
 
 
 def _kind(mode: int) -> str:
@@ -170,17 +164,20 @@ def _kind(mode: int) -> str:
 
 
 def _channel(descriptor: int, address: str, *, writes: bool) -> Channel:
-    """A channel over what `descriptor` stands for, which stays open. Raises ConfigError and OSError."""
+    """A channel over `descriptor`, which it takes over unless it raises ConfigError or OSError."""
     peer = f"fd:{address}"
     if _judge(descriptor, address, writes=writes):
-        connected = _socket(descriptor)
+        connected = socket.socket(fileno=descriptor)
         try:
             tune_tcp(connected)
             return SocketChannel(connected, peer)
         except BaseException:
-            connected.close()
+            connected.detach()
             raise
+    if writes and _polled(descriptor, 0, 0.0):
+        raise BrokenPipeError(errno.EPIPE, "nobody has the reading end of the pipe any more")
     own = _reopened(descriptor, os.O_WRONLY if writes else os.O_RDONLY)
+    os.close(descriptor)
     widen(own)
     return PipeChannel(own, peer, writes=writes)
 
@@ -189,18 +186,15 @@ def _reopened(descriptor: int, access: int) -> int:
     """The pipe opened anew, not to block: with `descriptor` whoever else holds it would no longer block as well."""
     try:
         return os.open(f"/proc/self/fd/{descriptor}", access | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        if error.errno == errno.ENXIO:
-            raise BrokenPipeError(errno.EPIPE, "nobody has the reading end of the pipe any more") from error
-        if error.errno not in {errno.ENOENT, errno.EACCES}:
-            raise
-        # There is no /proc, or it is the pipe of another user.
+    except (FileNotFoundError, PermissionError):  # there is no /proc, or it is the pipe of another user
         own = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, STANDARD)
         os.set_blocking(own, False)
         return own
 
 
-def _ready(descriptor: int, seconds: float) -> bool:
+def _polled(descriptor: int, events: int, seconds: float) -> int:
+    """Those of `events` that have come, and whether the other end is gone; 0 if nothing comes in time."""
     poller = select.poll()
-    poller.register(descriptor, select.POLLIN)
-    return bool(poller.poll(seconds * 1000))
+    poller.register(descriptor, events)
+    found = poller.poll(seconds * 1000)
+    return found[0][1] if found else 0
