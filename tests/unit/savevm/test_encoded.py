@@ -219,6 +219,14 @@ def test_changes_are_gathered_over_other_records(load):
     assert made == [1], "and one codec"
 
 
+def test_records_in_another_block_do_not_disturb_what_waits(load):
+    machine, codec, _ = counting_machine(4)
+    machine.ram.add("larger", 64 * PAGE)
+    body = page(0, 1, "a") + page(1, 1) + change(0, at(0, 9)) + page(0, 7, "larger") + page(50, 7)
+    load(machine, body + change(1, at(0, 9), "a") + EOS)
+    assert codec.counts == [2]
+
+
 def test_no_codec_is_made_before_it_is_needed(load):
     machine, _, made = counting_machine(4)
     load(machine, page(0, 1, "a") + zero(1) + EOS)
