@@ -120,6 +120,12 @@ def test_what_is_refused_changes_nothing_but_a_qemus_status(qemu_7_2: None, qemu
             assert refusals[1]["desc"].startswith(f"{refusals[0]['desc']}: ")
 
 
+@pytest.mark.skipif("getfd" not in COMMANDS, reason="whimbrel takes no descriptors over its monitor yet")
+def test_descriptors_that_are_not_there(idle: tuple[Qemu, Ours]) -> None:
+    questions = [ask(command, **arguments) for command in ("getfd", "closefd") for arguments in ({}, {"fdname": 1})]
+    compare(*idle, [*questions, ask("getfd", fdname="x"), ask("closefd", fdname="x"), ask("closefd", x=1)])
+
+
 def test_stop_and_cont(qemu_7_2: None, qemu: Callable[..., Qemu]) -> None:
     status = ask("query-status")
     with Ours() as ours:
@@ -235,7 +241,7 @@ def test_the_list_of_commands(idle: tuple[Qemu, Ours]) -> None:
 def test_the_differences_are_those_of_the_page() -> None:
     page = (ROOT / "docs" / "reference" / "qmp.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (.*?) \| ", page.partition("\n## Where it differs from QEMU, and why\n")[2], re.MULTILINE)
-    assert rows[2:] == list(DIFFERENCES.values())
+    assert rows[2:] == list(DIFFERENCES.values()), "tests/qemu/differences.py has a name for each row, in their order"
 
 
 def test_each_difference_is_shown() -> None:

@@ -128,6 +128,17 @@ def test_where_no_qemu_is_tests_are_skipped_but_not_in_ci(ci: str, outcome: str,
     assert "there is no qemu-system-x86_64; as root on Debian, tools/make-qemu installs it" in done.stdout
 
 
+def test_what_installs_a_qemu_never_fails_and_says_in_a_line_why_it_did_not(tmp_path: Path) -> None:
+    bash = shutil.which("bash")
+    assert bash
+    (tmp_path / "bash").symlink_to(bash)
+    tool = Path(__file__).parents[2] / "tools" / "make-qemu"
+    done = subprocess.run([bash, tool], env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr.startswith("no QEMU: there is no apt-get")
+    assert done.stderr.count("\n") == 1
+
+
 # --------------------------------------------------------------------------------------------------------- the guests
 
 
