@@ -114,6 +114,7 @@ class Script:
         self.ram_id = ram_id
         self.current = None  # the block that a record may continue
         self.came = set()  # blocks of which a page came
+        self.said = None  # a description that is not the one it should be
 
     # ------------------------------------------------------------------------------------------ elements
 
@@ -187,13 +188,16 @@ class Script:
         return self
 
     def finish(self):
-        """The end of the stream and its description; returns the stream."""
-        self.eof().description()
+        """The end of the stream and its description, once; returns the stream."""
+        if "EOF" not in dict(map(reversed, self.marks)):
+            self.eof().description()
         return bytes(self.data)
 
     @property
     def text(self):
         """The description."""
+        if self.said is not None:
+            return self.said
         devices = [device.described for device in self.devices]
         return json.dumps({"configuration": {}, "page_size": PAGE, "devices": devices}).encode()
 

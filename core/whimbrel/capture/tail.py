@@ -183,7 +183,7 @@ class TailCollector:
                 f"the description is {length} bytes long, at most {self._limit}",
                 hint="[limits] description says how long it may be",
             )
-        if len(rest) > _TEXT_AT + length:
+        if len(rest) > _TEXT_AT + length or not _is_text(rest[_TEXT_AT:]):
             return StreamError(
                 f"{len(rest)} bytes came behind the end of the stream, and they are no description of it"
             )
@@ -231,6 +231,10 @@ def _ping(data: bytearray) -> Ping | None:
 
 def _only_pings(data: bytearray) -> bool:
     return all(_ping(data[at : at + _PING]) is not None for at in range(0, len(data), _PING))
+
+
+def _is_text(data: bytearray) -> bool:
+    return data.isascii() and data.decode("ascii").isprintable()
 
 
 def describes(described: Described, header: SectionHeader) -> bool:
