@@ -34,6 +34,7 @@ DIFFERENCES: Final[Mapping[str, str]] = {
     "schemes there are",
     "address": "what is wrong with an address is said in our words; `migrate` begins, and fails",
     "loopback": "`tcp::PORT` is at 127.0.0.1, for both ends",
+    "programs": "`exec:` is refused, unless whoever started the program has allowed it (`--allow-exec`)",
     "error-desc": "`error-desc` says where a stream broke and what was expected there, and that a cancelled machine "
     "goes on",
     "not-yet": 'some capabilities and parameters are refused with "… is not available in this version of whimbrel yet: '

@@ -126,6 +126,15 @@ def test_descriptors_that_are_not_there(idle: tuple[Qemu, Ours]) -> None:
     compare(*idle, [*questions, ask("getfd", fdname="x"), ask("closefd", fdname="x"), ask("closefd", x=1)])
 
 
+@pytest.mark.skipif("getfd" not in COMMANDS, reason="whimbrel takes no descriptors over its monitor yet")
+def test_uris_that_reach_into_the_process(qemu_7_2: None, qemu: Callable[..., Qemu]) -> None:
+    theirs = qemu(1, machine="none", stopped=True)
+    with Ours() as ours:
+        compare(theirs, ours, [ask("migrate", uri=f"fd:{name}") for name in ("nobody", "", "-1", "0", "1000")])
+        compare(theirs, ours, [ask("migrate", uri="exec:true").differs("programs")])
+        assert ours.execute("query-migrate") == {}
+
+
 def test_stop_and_cont(qemu_7_2: None, qemu: Callable[..., Qemu]) -> None:
     status = ask("query-status")
     with Ours() as ours:
