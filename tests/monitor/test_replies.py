@@ -57,7 +57,8 @@ def one(name, state):
     return {"capabilities": [{"capability": name, "state": state}]}
 
 
-NO_URI = "'nowhere' is no migration URI: expected SCHEME:ADDRESS; schemes there are: tcp, unix"
+NO_TRANSPORT = "unknown transport 'x' in 'x:y'; there are: exec, fd, file, tcp, unix"
+NO_URI = "'nowhere' is no migration URI: expected SCHEME:ADDRESS; schemes there are: exec, fd, file, tcp, unix"
 
 REFUSED = [
     ("nothing", {}, "The command nothing has not been found"),
@@ -68,7 +69,7 @@ REFUSED = [
     ("migrate", {"uri": "tcp:127.0.0.1:1", "resume": True}, "Cannot resume if there is no paused migration"),
     (
         *("migrate", {"uri": "x:y"}),
-        "Parameter 'uri' expects a valid migration protocol: unknown transport 'x' in 'x:y'; there are: tcp, unix",
+        f"Parameter 'uri' expects a valid migration protocol: {NO_TRANSPORT}",
     ),
     (
         *("migrate", {"uri": "nowhere"}),
@@ -76,7 +77,7 @@ REFUSED = [
     ),
     (
         *("migrate-incoming", {"uri": "x:y"}),
-        "unknown migration protocol: x:y: unknown transport 'x' in 'x:y'; there are: tcp, unix",
+        f"unknown migration protocol: x:y: {NO_TRANSPORT}",
     ),
     ("migrate-continue", {"state": "pre-switchover"}, "Migration not in expected state: none"),
     ("migrate-continue", {"state": "none"}, "Migration not in expected state: none"),

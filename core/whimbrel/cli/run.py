@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     "--incoming", metavar="URI|defer", help="Wait for a machine there; `defer` waits to be told where by QMP."
 )
 @click.option("--qmp", metavar="ADDRESS", help="Serve a monitor at unix:PATH or tcp:HOST:PORT.")
+@click.option("--allow-exec", is_flag=True, help="Let the monitor's clients name programs to run (exec:).")
 @click.option("--paused", is_flag=True, help="Do not start the machine; QMP's `cont` does.")
 @click.option("--stay", is_flag=True, help="Stay after the machine has moved away, until told to quit.")
 @config_option
@@ -31,6 +32,7 @@ def run(
     app: str,
     incoming: str | None,
     qmp: str | None,
+    allow_exec: bool,
     paused: bool,
     stay: bool,
     config: str | None,
@@ -51,6 +53,8 @@ def run(
     """
     if incoming == "defer" and qmp is None:
         raise click.UsageError("--incoming defer is told where to wait by QMP; give it --qmp as well")
+    if allow_exec and qmp is None:
+        raise click.UsageError("--allow-exec is about the monitor's clients; give it --qmp as well")
     from whimbrel.cli._foreground import Foreground
     from whimbrel.cli._machines import build, check_names
     from whimbrel.cli._signals import Signals
@@ -66,7 +70,7 @@ def run(
         if qmp is not None:
             from whimbrel.monitor import MonitorServer
 
-            server = stack.enter_context(MonitorServer(machine, qmp, on_quit=foreground.quit))
+            server = stack.enter_context(MonitorServer(machine, qmp, on_quit=foreground.quit, allow_exec=allow_exec))
             foreground.monitored_by(server)
             note(f"monitor on {server.address}")
         _begin(machine, foreground, incoming, paused=paused)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import socket
 import time
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -55,24 +55,20 @@ class MonitorClient:
             raise
         return client
 
+    def getfd(self, fdname: str, descriptor: int) -> None:
+        """Pass a descriptor and name it, for `migrate` to ``fd:NAME`` and its like; ours stays ours, and open.
+
+        Over a unix socket. Raises MonitorError as `execute` does.
+        """
+        self._execute("getfd", {"fdname": fdname}, [descriptor])
+
     def execute(self, command: str, /, **arguments: Any) -> Any:
         """Carry out `command` and return what it returns; ``_`` in an argument's name is sent as ``-``.
 
         Raises MonitorError, with QMP's `error_class`, if the machine refuses, and without an answer within the timeout
         (it may still be carried out then).
         """
-        self._number += 1
-        named = {name.replace("_", "-"): value for name, value in arguments.items()}
-        self._send(protocol.encode(protocol.command(command, named, self._number)))
-        deadline = time.monotonic() + self.timeout
-        while True:
-            reply = self._next_reply(deadline, f"to {command}")
-            # An answer to a command that was given up on, or to none (an error without an id), is nobody's.
-            if reply.get("id") == self._number:
-                break
-        if "error" in reply:
-            raise _refusal(reply["error"])
-        return reply.get("return")
+        return self._execute(command, {name.replace("_", "-"): value for name, value in arguments.items()}, ())
 
     def events(self) -> list[dict[str, Any]]:
         """The events that have come since they were last asked for, oldest first; does not wait."""
@@ -113,6 +109,19 @@ class MonitorClient:
 
     # --------------------------------------------------------------------------------------- internals
 
+    def _execute(self, command: str, arguments: Mapping[str, Any], descriptors: Sequence[int]) -> Any:
+        self._number += 1
+        self._send(protocol.encode(protocol.command(command, arguments, self._number)), descriptors)
+        deadline = time.monotonic() + self.timeout
+        while True:
+            reply = self._next_reply(deadline, f"to {command}")
+            # An answer to a command that was given up on, or to none (an error without an id), is nobody's.
+            if reply.get("id") == self._number:
+                break
+        if "error" in reply:
+            raise _refusal(reply["error"])
+        return reply.get("return")
+
     def _negotiate(self) -> None:
         first = self._next_reply(time.monotonic() + self.timeout, "that greets as a QMP monitor does")
         if "error" in first:
@@ -122,10 +131,13 @@ class MonitorClient:
         self.greeting = first["QMP"]
         self.execute("qmp_capabilities")
 
-    def _send(self, line: bytes) -> None:
+    def _send(self, line: bytes, descriptors: Sequence[int]) -> None:
         self._socket.settimeout(self.timeout)
+        if descriptors and self._socket.family != socket.AF_UNIX:
+            raise MonitorError(f"a descriptor cannot be passed over {self.address}", hint="use a unix socket")
         try:
-            self._socket.sendall(line)
+            sent = socket.send_fds(self._socket, [line], descriptors) if descriptors else 0
+            self._socket.sendall(line[sent:])
         except OSError as exc:
             raise self._gone(exc.strerror or str(exc)) from exc
 

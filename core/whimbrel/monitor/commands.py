@@ -16,12 +16,12 @@ from typing import Any, Final
 
 import attrs
 
-from whimbrel.errors import ConfigError, MonitorError, StateError, UnknownNameError
+from whimbrel.errors import ConfigError, MonitorError, StateError, UnknownNameError, WhimbrelError
 from whimbrel.machine import RunState
 from whimbrel.migration import IncomingMigration, Machine, MigrationInfo, MigrationStatus, OutgoingMigration
 from whimbrel.migration.handover import DestinationOwnership
 from whimbrel.migration.uri import resolve
-from whimbrel.monitor import protocol, tuning
+from whimbrel.monitor import descriptors, protocol, tuning
 from whimbrel.monitor.addresses import socket_address
 from whimbrel.monitor.context import Context, Then
 from whimbrel.monitor.schema import (
@@ -52,8 +52,11 @@ def _migrate(context: Context, uri: str, *, blk: bool = False, inc: bool = False
         raise MonitorError("Cannot resume if there is no paused migration")
     if blk or inc:
         raise MonitorError("Block migration is not available in this version of whimbrel yet: drives are not migrated")
+    _refuse_programs(context, uri)
     try:
-        context.machine.migrate(uri)
+        # In QEMU too a number is none of the names that this takes.
+        with context.descriptors.handed_over(uri, numbers=False) as handed:
+            context.machine.migrate(handed)
     except ConfigError:
         if reason := _no_protocol(context.machine, uri):
             raise MonitorError(f"Parameter 'uri' expects a valid migration protocol: {reason}") from None
@@ -63,8 +66,10 @@ def _migrate(context: Context, uri: str, *, blk: bool = False, inc: bool = False
 
 def _migrate_incoming(context: Context, uri: str) -> dict[str, Any]:
     machine = context.machine
+    _refuse_programs(context, uri)
     try:
-        machine.incoming(uri)
+        with context.descriptors.handed_over(uri, numbers=True) as handed:
+            machine.incoming(handed)
     except StateError as exc:
         if _prepared(machine) is not None:
             raise MonitorError(
@@ -80,6 +85,19 @@ def _migrate_incoming(context: Context, uri: str) -> dict[str, Any]:
             raise MonitorError(f"unknown migration protocol: {uri}: {reason}") from None
         raise
     return {}
+
+
+def _refuse_programs(context: Context, uri: str) -> None:
+    """A monitor's client may not have a program run, unless whoever started this process said so."""
+    try:
+        spec = resolve(uri, context.machine.plugins).spec
+    except WhimbrelError:
+        return  # the machine says what is the matter with it
+    if spec.runs_programs and not context.allow_exec:
+        raise MonitorError(
+            f"{spec.name}: runs a program on this host, which clients of this monitor may not have done; `whimbrel run "
+            "--allow-exec` lets them, and so does MonitorServer(…, allow_exec=True)"
+        )
 
 
 def _no_protocol(machine: Machine, uri: str) -> str:
@@ -264,6 +282,7 @@ def _capabilities(context: Context, enable: list[str] | None = None) -> dict[str
 
 
 _URI: Final = Argument("uri", STRING)
+_FDNAME: Final = Argument("fdname", STRING)
 _FLAGS: Final = [Argument(name, BOOLEAN, optional=True) for name in ("blk", "inc", "detach", "resume")]
 _MIGRATION_STATUS: Final = Enum(
     "MigrationStatus",
@@ -300,6 +319,8 @@ COMMANDS: Final = table(
         Command("migrate_set_downtime", tuning.set_downtime, [Argument("value", NUMBER)]),
         Command("migrate-set-cache-size", tuning.set_cache_size, [Argument("value", INTEGER)]),
         Command("query-migrate-cache-size", tuning.query_cache_size),
+        Command("getfd", descriptors.getfd, [_FDNAME]),
+        Command("closefd", descriptors.closefd, [_FDNAME]),
         Command("query-status", _query_status),
         Command("stop", _stop),
         Command("cont", _cont),

@@ -22,6 +22,7 @@ from contextlib import suppress
 from typing import Final
 
 from whimbrel.monitor import protocol
+from whimbrel.monitor.descriptors import receive
 from whimbrel.monitor.session import NEGOTIATION, Session
 
 __all__ = ["Connection", "Outbox"]
@@ -138,6 +139,7 @@ class Connection:
         except Exception:  # noqa: BLE001 - the program's own `on_quit` may raise anything
             _log.exception("%s: hung up", self._name)
         finally:
+            self._session.end()
             self._hang_up(listen_on=last)
             self._on_end(self)
 
@@ -145,10 +147,10 @@ class Connection:
         """Carry out what comes until it ends; whether it was we who ended it."""
         until = time.monotonic() + NEGOTIATION_TIME
         while self._hears or self._has_come(until - time.monotonic()):
-            data = self._socket.recv(CHUNK)
+            data, descriptors = receive(self._socket, CHUNK)
             if not data:
                 return False
-            for answer in self._session.receive(data):
+            for answer in self._session.receive(data, descriptors):
                 if not self._outbox.put(answer.line):
                     return True
                 # Only behind the answer to the negotiation: events must not come before it.

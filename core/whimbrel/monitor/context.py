@@ -8,16 +8,23 @@ from typing import Any
 import attrs
 
 from whimbrel.migration import Machine
+from whimbrel.monitor.descriptors import Descriptors
 
 __all__ = ["Context", "Then"]
 
 
 @attrs.frozen
 class Context:
-    """What handlers work on: a machine, and how to end the program around it, if that is possible."""
+    """What handlers work on: a machine, and how to end the program around it, if that is possible.
+
+    `allow_exec` says whether a client may have a program run (`TransportSpec.runs_programs`); `descriptors` are those
+    that this client has passed.
+    """
 
     machine: Machine
     quit: Callable[[], object] | None = None
+    allow_exec: bool = False
+    descriptors: Descriptors = attrs.field(factory=Descriptors)
 
 
 @attrs.frozen

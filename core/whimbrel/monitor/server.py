@@ -45,10 +45,20 @@ class MonitorServer:
     `on_quit` is called when a client has said `quit` and was answered, on that client's thread: it should only set
     the end of the program going, and may call `close`. Without it `quit` is refused. Use it as a context manager, or
     `start` and `close` it, before the machine is closed. Methods from any thread.
+
+    A client may name a program to run (`exec:`) only with `allow_exec`: else whoever reaches the monitor could do on
+    this host whatever this process can.
     """
 
-    def __init__(self, machine: Machine, address: str, *, on_quit: Callable[[], object] | None = None) -> None:
-        self._machine, self._on_quit = machine, on_quit
+    def __init__(
+        self,
+        machine: Machine,
+        address: str,
+        *,
+        on_quit: Callable[[], object] | None = None,
+        allow_exec: bool = False,
+    ) -> None:
+        self._machine, self._on_quit, self._allow_exec = machine, on_quit, allow_exec
         self._wanted = parse_address(address)
         self._address = self._wanted
         self._lock = threading.Lock()
@@ -171,7 +181,8 @@ class MonitorServer:
             with suppress(OSError):
                 accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 accepted.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        session = Session(Context(self._machine, self._quit if self._on_quit else None), COMMANDS)
+        context = Context(self._machine, self._quit if self._on_quit else None, self._allow_exec)
+        session = Session(context, COMMANDS)
         name = f"whimbrel-monitor-{next(self._numbers)}"
         with self._lock:
             if self._closed:

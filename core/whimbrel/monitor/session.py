@@ -7,7 +7,7 @@ order. Whatever comes in, out come replies: an exception never leaves this modul
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import attrs
@@ -41,13 +41,22 @@ class Session:
         self._framer = protocol.Framer()
         self.negotiated = False
 
-    def receive(self, data: bytes) -> Iterator[Answer]:
-        """Take bytes, and carry the commands in them out one by one as the answers are asked for."""
+    def receive(self, data: bytes, descriptors: Sequence[int] = ()) -> Iterator[Answer]:
+        """Take bytes, and carry the commands in them out one by one as the answers are asked for.
+
+        `descriptors` came with them, and belong to the session from here on.
+        """
+        if descriptors:
+            self._context.descriptors.came(descriptors)
         try:
             for message in self._framer.feed(data):
                 yield self._answer(message)
         except MonitorError as exc:
             yield Answer(protocol.encode(protocol.error(exc.message, exc.error_class)), last=True)
+
+    def end(self) -> None:
+        """The client is gone: close the descriptors that are left of it. Twice is fine."""
+        self._context.descriptors.end()
 
     def _answer(self, message: bytes) -> Answer:
         ident: dict[str, Any] = {}
