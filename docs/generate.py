@@ -282,6 +282,7 @@ _MODULES: Final = (
     "whimbrel.testing.faults",
     "whimbrel.testing.memory",
     "whimbrel.testing.pair",
+    "whimbrel.testing.stored",
     "whimbrel.testing.trackers",
     "whimbrel.testing.transports",
     "whimbrel.vmstate",
