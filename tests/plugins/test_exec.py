@@ -155,7 +155,7 @@ PIECES = st.one_of(
 
 
 @given(st.lists(PIECES, max_size=5).map("".join))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @example("a\\\nb \"a\\\nb\" '\\\n'")
 @example('"\\a\\$\\"" a#b #')
 def test_what_is_taken_is_what_a_shell_would_have_made_of_it(text):

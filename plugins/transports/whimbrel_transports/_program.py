@@ -105,6 +105,7 @@ class Program:
                 break
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._group, number)
+                os.killpg(self._group, signal.SIGCONT)  # one that is stopped would not hear of it
             self._wait_gone(time.monotonic() + seconds)
         for descriptor in (self._handle, self._stderr):
             if descriptor >= 0:
