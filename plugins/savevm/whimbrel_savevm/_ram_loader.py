@@ -101,8 +101,8 @@ class RamLoader:
             raise StreamError(f"a record came for block {block.name!r}, which both ends share")
         where = _consecutive(run.indices)
         at = run.indices if where is None else where
-        if self._changes is not None and self._changes.concern(block, at):
-            self._changes.apply()
+        if self._changes is not None and run.flag is not wire.Flag.XBZRLE and self._changes.concern(block, at):
+            self._changes.apply()  # `add` sees to the order of changes themselves
         written, came = self._written[block.name], self._came[block.name]
         # What may hold something is marked before it does: a record that fails half-way is rolled back too.
         match run.flag:
