@@ -117,7 +117,7 @@ def test_a_link_that_breaks_is_no_end(plugins, settings, shape):
     """A channel that breaks, and does not end, never makes a machine: but for one that is whole before it breaks."""
     script = small(shape)
     stream = script.finish()
-    for length in interesting(script)[:: 1 if shape is FROM_2_4 else 5] + [len(stream)]:
+    for length in [*interesting(script)[:: 1 if shape is FROM_2_4 else 5], len(stream)]:
         machine, error = try_to_load(stream[:length], plugins, settings, broken=True)
         if shape.description and length == len(stream):
             machine.close()

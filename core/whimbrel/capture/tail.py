@@ -32,6 +32,7 @@ TAIL_MAX: Final = 64 << 20  # bytes of device sections, beside the description's
 MISFITS_MAX: Final = 64  # descriptions that do not fit the sections before them
 _PING: Final = 9  # bytes
 _TEXT_AT: Final = 5  # bytes from a description's mark to its text
+_AROUND: Final = 1 << 10  # bytes of an EOF, PINGs, and a description's head
 
 
 @attrs.frozen(eq=False)
@@ -118,7 +119,7 @@ class TailCollector:
 
     def too_long(self) -> bool:
         """Whether more has come than all devices of a machine have, and a description."""
-        return self._before + len(self.data) > TAIL_MAX + self._limit
+        return self._before + len(self.data) > TAIL_MAX + self._limit + _AROUND
 
     def described(self, *, at_end: bool = False) -> Tail | None:
         """The tail, if a description of it ends what has come; with `at_end` no more bytes come.
@@ -148,7 +149,7 @@ class TailCollector:
         if (tail := self.described(at_end=True)) is not None:
             return tail
         if self.too_long():
-            return self._too_long()
+            return Tail((), error=self._too_long())
         if self._misfit is not None and not self._footers:
             return self._misfit
         if self._footers:
@@ -189,12 +190,11 @@ class TailCollector:
             )
         return None
 
-    def _too_long(self) -> Tail:
-        error = StreamError(
-            f"the device sections are longer than {TAIL_MAX} bytes, and no end is in sight",
+    def _too_long(self) -> StreamError:
+        return StreamError(
+            f"the device sections are longer than {TAIL_MAX} bytes, which is more than any machine has",
             place=Place(section="devices", offset=self.base),
         )
-        return Tail((), error=error)
 
     def _split(self, found: Found) -> Tail:
         described = found.description.devices[self._first :]
@@ -217,7 +217,11 @@ class TailCollector:
         return attrs.evolve(self._tail(split, found.description), end=found.end)
 
     def _tail(self, split: Split, description: Description | None = None) -> Tail:
-        error = split.error.at(self._place(split.end)) if split.error is not None else None
+        error = split.error
+        if error is None and self._before + split.end > TAIL_MAX:
+            error = self._too_long()
+        if error is not None:
+            error = error.at(self._place(split.end))
         return Tail(split.sections, description, split.guessed, error=error)
 
     def _place(self, at: int) -> Place:
