@@ -18,7 +18,8 @@ from whimbrel.stream import Reader, Replay
 from whimbrel.wire import ram, skeleton
 
 from . import guests
-from .peer import PATIENCE, Qemu, capture
+from .peer import Qemu, capture
+from .qmp import PATIENCE
 
 MIB = 8
 StartQemu = Callable[..., Qemu]

@@ -279,10 +279,8 @@ class OutgoingMigration(Attempt):
                 self._return_path.wait_pong(PROOF)
                 self._ownership.move(SourceOwnership.PREPARED)
             except MigrationError as exc:
-                if self._patience.cancelled.is_set():
+                if not deadline.passed or self._patience.cancelled.is_set():
                     raise
-                if not deadline.passed:
-                    raise _unproved(exc) from exc
                 raise HandoverTimeout(
                     f"the destination has not proved within {seconds:.3g} s that it holds the whole machine",
                     hint="the source's guest goes on; [limits] handover-timeout says how long to wait",
@@ -345,6 +343,8 @@ class OutgoingMigration(Attempt):
             error = self._thaw(self._thaw_to) or error
         if not cancelled:
             error = self._best_reason(error)
+            if self._thaw_to is not None and not self._released:
+                error = _unproved(error)
         self._hang_up()
         if self._return_path is not None:
             self._return_path.join()
@@ -409,7 +409,7 @@ class OutgoingMigration(Attempt):
         self._machine.notifiers.emit(RoundStarted(number=self._statistics.syncs))
 
 
-def _unproved(error: MigrationError) -> MigrationError:
+def _unproved(error: WhimbrelError | None) -> WhimbrelError | None:
     """What the end of the link means before the proof: the destination has refused, or is gone, and has nothing."""
     if not isinstance(error, ChannelLost):
         return error
