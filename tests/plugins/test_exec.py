@@ -185,6 +185,15 @@ def test_what_cannot_be_started_says_so_in_the_words_of_qemu(tidy, command, reas
     assert caught.value.message == f"Failed to listen on '{command}': {reason}"
 
 
+def test_a_kernel_that_cannot_watch_it_leaves_nothing_running(tidy, monkeypatch):
+    def pidfd_open(number):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(os, "pidfd_open", pidfd_open)
+    with pytest.raises(ConnectError, match=r"Failed to connect to 'sleep 1000': Function not implemented"):
+        ExecTransport().connect("sleep 1000", Patience(LONG))
+
+
 def test_it_runs_alone_with_the_environment_of_the_caller(read, monkeypatch):
     monkeypatch.setenv("WHIMBREL_TEST", "heard")
     said = receive_all(read(script("echo $WHIMBREL_TEST; echo $$; cut -d' ' -f5,6 /proc/$$/stat; ls -l /proc/$$/fd")))

@@ -1,17 +1,24 @@
 """The transport suite on trial: each of these broken transports must fail the check that is there for it."""
 
+import contextlib
 import os
 import socket
+import subprocess
 import threading
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
 from whimbrel.errors import ChannelError, ChannelLost, ConnectError
+from whimbrel.testing import stored
 from whimbrel.testing import transports as suite
 from whimbrel.testing._bench import Bench, nothing_left
-from whimbrel_transports import tcp
+from whimbrel_transports import _files, file, tcp
+from whimbrel_transports._one_way import OnceListener
 from whimbrel_transports._sockets import SocketChannel, SocketListener
+from whimbrel_transports.fd import FdTransport
+from whimbrel_transports.file import FileTransport
 from whimbrel_transports.tcp import TcpTransport
 
 
@@ -184,6 +191,132 @@ def test_a_broken_listener_is_found(listener, check, monkeypatch):
     monkeypatch.setattr(tcp, "SocketListener", listener)
     with pytest.raises((AssertionError, ChannelError)):
         judged(check)
+
+
+# ------------------------------------------------------------------------------- what is stored, to be read when whole
+
+
+class InPlace(_files.Place):
+    def make(self):
+        return os.open(self.name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600, dir_fd=self.folder), self.name
+
+
+class OneForAll(_files.Place):
+    def make(self):
+        return os.open(".temporary", os.O_WRONLY | os.O_CREAT, 0o600, dir_fd=self.folder), ".temporary"
+
+
+class WritesOverTheOld(_files.FileWriter):
+    def _keep(self, size, patience):
+        if self._place.look() is not None:
+            os.write(self._descriptor, Path(self._place.path).read_bytes())
+            os.lseek(self._descriptor, 0, os.SEEK_SET)
+
+
+class KeepsHalves(_files.FileWriter):
+    def _release(self):
+        if self._temporary:
+            self._finish()
+        super()._release()
+
+
+class GathersBackwards(_files.FileWriter):
+    def send_gathered(self, vectors):
+        super().send_gathered(vectors[::-1].copy())
+
+
+class SendsOn(_files.FileWriter):
+    def _refuse_after_end(self):
+        return
+
+
+class FillsTheBack(_files.FileReader):
+    def _read(self, buffer):
+        view = memoryview(buffer)
+        return super()._read(view[len(view) // 2 :])
+
+
+class NeverTheSame(_files.FileReader):
+    ended = False
+
+    def recv_into(self, buffer):
+        if self.ended:
+            raise ChannelLost("or was it?")
+        count = super().recv_into(buffer)
+        self.ended = count == 0
+        return count
+
+
+class GivesTwo(OnceListener):
+    def accept(self, patience):
+        self._given = False
+        return super().accept(patience)
+
+
+STORED = [
+    (_files, "Place", InPlace, "there_is_nothing_before_the_end"),
+    (_files, "Place", InPlace, "what_was_there_stays_until_the_end"),
+    (_files, "Place", InPlace, "a_close_before_the_end_changes_nothing"),
+    (_files, "Place", OneForAll, "two_writers_do_not_mix"),
+    (file, "FileWriter", WritesOverTheOld, "what_was_there_stays_until_the_end"),
+    (file, "FileWriter", KeepsHalves, "a_close_before_the_end_changes_nothing"),
+    (file, "FileWriter", GathersBackwards, "memory_is_stored_by_address"),
+    (file, "FileWriter", SendsOn, "the_end_is_the_end"),
+    (file, "FileReader", FillsTheBack, "any_buffer_is_read_into"),
+    (file, "FileReader", NeverTheSame, "the_end_is_the_end"),
+    (file, "OnceListener", GivesTwo, "a_stored_stream_has_one_reader_a_listener"),
+]
+
+
+def judged_stored(name, tmp_path):
+    bench = Bench(FileTransport(), f"{tmp_path}/machine", timeout=5, prompt=2, duplex=False)
+    try:
+        getattr(stored, f"check_{name}")(bench)
+    finally:
+        for made in bench._made:
+            with contextlib.suppress(OSError):
+                made.close()
+
+
+@pytest.mark.parametrize("check", sorted({check for _, _, _, check in STORED}))
+def test_a_good_file_passes(check, tmp_path):
+    judged_stored(check, tmp_path)
+
+
+@pytest.mark.parametrize(("module", "name", "broken", "check"), STORED, ids=lambda one: getattr(one, "__name__", one))
+def test_a_broken_file_is_found(module, name, broken, check, monkeypatch, tmp_path):
+    monkeypatch.setattr(module, name, broken)
+    with pytest.raises((AssertionError, ChannelError, OSError)):
+        judged_stored(check, tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------ what is left behind
+
+
+def test_a_process_that_is_left_behind_is_found():
+    with pytest.raises(AssertionError, match="left behind: process "), nothing_left(0.05):
+        child = subprocess.Popen(["true"])
+        child.returncode = 0  # nobody will wait for it
+    os.waitpid(child.pid, 0)
+
+
+def test_an_end_that_garbles_is_found():
+    """A transport whose ends are both there already is looked at as closely."""
+
+    class Garbles(FdTransport):
+        def connect(self, address, patience):
+            return Reorders(super().connect(address, patience)._socket, "fd")
+
+    bench = Bench(Garbles(), "", timeout=5, ends=lambda: tuple(map(str, passed())))
+    with pytest.raises(AssertionError, match="b'kconk' arrived, b'knock' was sent"):
+        suite.check_bytes_arrive_in_order(bench)
+    bench.close()
+
+
+def passed():
+    for end in (ends := [end.detach() for end in socket.socketpair()]):
+        os.set_inheritable(end, True)
+    return ends
 
 
 def test_what_is_left_behind_is_found(monkeypatch):
