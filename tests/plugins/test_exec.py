@@ -463,6 +463,21 @@ def test_a_command_that_gives_no_machine_says_why(make_machine):
         incoming.wait(LONG)
 
 
+def test_a_command_that_fails_behind_a_whole_machine_leaves_it_to_somebody_to_decide(make_machine, moved, tmp_path):
+    """A program that unpacks or checks may find only at its end that what it gave was not what was packed."""
+    path = tmp_path / "machine"
+    source = make_machine()
+    source.start()
+    source.migrate(f"exec:{script(f'cat > {path}')}").wait(LONG)
+    destination = make_machine()
+    incoming = destination.incoming(f"exec:{script(f'cat {path}; echo bad signature >&2; exit 2')}", start=True)
+    with pytest.raises(HandoverUndecided, match="ended with status 2; it said: bad signature"):
+        incoming.wait(LONG)
+    assert destination.run_state == "inmigrate"
+    incoming.adopt()
+    assert destination.run_state == "running"
+
+
 def test_a_command_may_take_its_time_to_begin(make_machine, fifo):
     """Whoever is waited for has not connected before the first byte: the time for the header begins with it."""
     destination = make_machine()

@@ -195,6 +195,9 @@ class IncomingMigration(Attempt):
         if answer is None or not loader.return_path_open:
             # Nobody listens to us, so nothing can be proved.
             _try_to(loader.load_description)
+            if not channel.duplex:
+                # What brought the stream may still say that it was not the whole one: a program by its exit status.
+                self._expect_hang_up(channel)
             self._take_over(bool(self._start))
             return
         # A source that asked for no proof (QEMU) lets go by itself: it has, once it hangs up in order behind our SHUT,
