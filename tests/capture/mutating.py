@@ -14,6 +14,7 @@ import resource
 import sys
 import threading
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 from streams import FOOTED, PROOF, SHAPES, random_stream
@@ -120,10 +121,8 @@ def mutate(dice, script):
 def look_into(machine):
     for device in machine.captured:
         if device.described is not None:
-            try:
+            with suppress(WhimbrelError):
                 device.decode()
-            except WhimbrelError:
-                pass
 
 
 def load(seed, plugins):

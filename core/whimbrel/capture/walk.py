@@ -204,7 +204,7 @@ class Walk:
     def _silent(self, collector: TailCollector, behind: Standing | None) -> bool:
         """Wait for more where the source may be waiting for us; True if it is, and all is here that will come."""
         end = behind is not None and behind.element is Element.EOF
-        if not self._heard or (collector.has_footers and not end):
+        if not self._heard or (collector.has_footers and not end) or len(self.reader.window(0)):
             return False
         complete = (end and behind is not None and behind.end == len(collector.data)) or collector.description_came
         if self.channel.wait(GRACE if complete else SILENCE):
