@@ -10,9 +10,22 @@ from whimbrel.errors import ChannelError
 from whimbrel.testing.faults import ChannelWrapper
 from whimbrel.testing.memory import memory_pair
 
+from .streams import Device, Script, page
+
 LONG = 60.0  # seconds; only what hangs ever waits so long
 
 SHUT, PONG = 1, 2
+
+
+def with_way_back(shape, *, blocks=None):
+    """The beginning of a stream whose source listens."""
+    return Script(shape, blocks or {"a": 2, "b": 1}).header().open_return_path().ping()
+
+
+def rest(script):
+    """Its RAM, with a question in between, and its devices."""
+    script.start().part(("a", 0, page(1)), ("b", 0, 0)).ping(0x10001).part(("a", 1, 7)).end(("a", 1, 9))
+    return script.full(Device("timer", 4, b"\x01\x02\x00"), Device("twin", 5, b"one"), Device("twin", 6, b""))
 
 
 class Heard(Exception):

@@ -18,7 +18,7 @@ from whimbrel.errors import (
 from whimbrel.migration import answers
 
 from .conftest import check
-from .live import LONG, PONG, SHUT, Link
+from .live import LONG, PONG, SHUT, Link, rest, with_way_back
 from .streams import (
     AT_2_3,
     EOF,
@@ -72,15 +72,6 @@ def short(monkeypatch):
 
 
 pytestmark = pytest.mark.usefixtures("short")
-
-
-def with_way_back(shape, *, blocks=None):
-    return Script(shape, blocks or {"a": 2, "b": 1}).header().open_return_path().ping()
-
-
-def rest(script):
-    script.start().part(("a", 0, page(1)), ("b", 0, 0)).ping(0x10001).part(("a", 1, 7)).end(("a", 1, 9))
-    return script.full(Device("timer", 4, b"\x01\x02\x00"), Device("twin", 5, b"one"), Device("twin", 6, b""))
 
 
 def qemu(script, *, pieces=1 << 30, hang_up=True):
@@ -371,7 +362,7 @@ def test_a_description_that_never_ends(link, short):
         source.expect(SHUT, 1)
 
     taken = link(play)
-    with pytest.raises(StreamError, match="silent for 0.1 s"):
+    with pytest.raises(StreamError, match=r"silent for 0\.1 s"):
         taken.run()
     assert taken.kept == []
 
@@ -388,7 +379,7 @@ def test_a_machine_type_whose_end_cannot_be_told(link, short):
         source.expect(SHUT, 1)
 
     taken = link(play)
-    with pytest.raises(StreamError, match="silent for 0.1 s, and nothing tells") as caught:
+    with pytest.raises(StreamError, match=r"silent for 0\.1 s, and nothing tells") as caught:
         taken.run()
     assert "return-path" in caught.value.hint
     assert caught.value.place.section == "devices"
@@ -723,7 +714,7 @@ def test_a_channel_whose_sending_breaks_its_contract(link):
 
 def test_a_peer_that_says_nothing(link, settings):
     settings.limits.header_timeout = 0.05
-    with pytest.raises(StreamError, match="no stream header within 0.05 s"):
+    with pytest.raises(StreamError, match=r"no stream header within 0\.05 s"):
         link(lambda source: source.expect_end()).run()
 
 
