@@ -41,7 +41,8 @@ class Tail:
 
     `guessed` says that the sections were told apart without description and footers. `behind` counts bytes that came
     after the end. `error` says where the stream was cut or makes no sense; `sections` are those before it then. `end`
-    is where the description ends, counted from the first device on.
+    is where the description ends, counted from the first device on. `cut` is there if it is not whole: how many bytes
+    of its JSON have come, and how many it is to have, or None if not even that has come.
     """
 
     sections: tuple[DeviceSection, ...]
@@ -50,6 +51,7 @@ class Tail:
     behind: int = 0
     error: MigrationError | None = None
     end: int = 0
+    cut: tuple[int, int | None] | None = None
 
 
 class TailCollector:
@@ -146,6 +148,7 @@ class TailCollector:
 
     def ended(self) -> Tail:
         """The tail of a stream that has ended here, or says no more."""
+        waiting = self._finder.waiting
         if (tail := self.described(at_end=True)) is not None:
             return tail
         if self.too_long():
@@ -154,6 +157,8 @@ class TailCollector:
             return self._misfit
         if self._footers:
             split = split_by_footers(self.data, seen=self._seen, started=self._started)
+        elif waiting is not None:
+            return self._described_in_part(*waiting)
         else:
             split = split_by_headers(self.data, seen=self._seen)
         end = split.end
@@ -162,7 +167,7 @@ class TailCollector:
         if split.error is None and self.data[end : end + 1] == bytes((Element.EOF,)):
             error = self._what_is_behind(end + 1)
             if error is None:
-                return attrs.evolve(self._tail(split), behind=len(self.data) - end - 1)
+                return attrs.evolve(self._tail(split), behind=len(self.data) - end - 1, cut=_cut(self.data[end + 1 :]))
             split = attrs.evolve(split, error=error)
             return self._misfit if self._misfit is not None else self._tail(split)
         if self._misfit is not None:
@@ -172,6 +177,17 @@ class TailCollector:
         lost = ChannelLost(f"the stream ended early, behind {last}: {reason}", hint="its sender says why")
         place = split.error.place if split.error is not None else Place()
         return attrs.evolve(self._tail(split), error=lost.at(place).at(self._place(split.end)))
+
+    def _described_in_part(self, came: int, length: int) -> Tail:
+        """The tail without footers that ends `came` bytes into its description."""
+        begin = len(self.data) - came - _TEXT_AT
+        split = split_by_headers(self.data[:begin], seen=self._seen)
+        lost = ChannelLost(
+            f"the description is cut: {came} of {length} bytes came",
+            hint="its sender says why",
+            place=self._place(len(self.data)),
+        )
+        return attrs.evolve(self._tail(split), error=lost, cut=(came, length))
 
     def _what_is_behind(self, end: int) -> StreamError | None:
         """What is wrong with the bytes behind an EOF, up to `end`, if they are no description that was cut off."""
@@ -235,6 +251,16 @@ def _ping(data: bytearray) -> Ping | None:
 
 def _only_pings(data: bytearray) -> bool:
     return all(_ping(data[at : at + _PING]) is not None for at in range(0, len(data), _PING))
+
+
+def _cut(rest: bytearray) -> tuple[int, int | None] | None:
+    """How much came of a description that begins `rest` and is not whole."""
+    if rest[:1] != bytes((Element.VMDESCRIPTION,)):
+        return None
+    if len(rest) < _TEXT_AT:
+        return 0, None
+    came, length = len(rest) - _TEXT_AT, int.from_bytes(rest[1:_TEXT_AT], "big")
+    return (came, length) if came < length else None
 
 
 def _is_text(data: bytearray) -> bool:

@@ -72,6 +72,8 @@ class Walk:
         self.return_path_open = False
         self.proved = False
         self.end: Tail | None = None
+        self.base = 0
+        """Where in the stream the devices begin that came last."""
         self._limits = limits
         self._answer, self._prove = answer, prove
         self._order = SectionOrder(limits.sections)
@@ -158,12 +160,18 @@ class Walk:
     # ------------------------------------------------------------------------------------------- the tail
 
     @property
+    def early(self) -> tuple[DeviceSection, ...]:
+        """The devices so far that came before a section of RAM."""
+        return tuple(self._devices)
+
+    @property
     def _heard(self) -> bool:
         """Whether the source listens, and so waits for our word."""
         return self.return_path_open and self._answer is not None
 
     def _collect(self) -> Tail | None:
         """Keep what comes from here on, to the stream's end; None if sections of RAM go on behind it."""
+        self.base = self.reader.offset
         collector = TailCollector(
             self.reader.offset,
             footers=self.footers,

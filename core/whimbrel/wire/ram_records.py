@@ -127,7 +127,7 @@ class RecordReader:
                 left -= len(run.indices)
                 if left < 0:
                     raise StreamError(f"the body has more page records than the {limit} that may come in it")
-                name = None if run.flag is Flag.EOS else self._follow(run)
+                name = None if run.flag is Flag.EOS else self.follow(run.block, run.indices)
             except MigrationError as exc:
                 raise exc.at(Place(block=self.block)) from exc.__cause__
             if name is None:
@@ -137,17 +137,20 @@ class RecordReader:
             reader.advance(run.size)
             need = WORD
 
-    def _follow(self, run: Run) -> str:
-        """The block of `run`, which is the current one from now on; its pages are inside of it."""
-        if run.block is not None:
+    def follow(self, name: str | None, indices: IndexArray) -> str:
+        """The block of records that begin with `name`, or continue without; it is the current one from now on.
+
+        Raises StreamError for a block that is not there, and for a page outside of it.
+        """
+        if name is not None:
             self.block = None
-            if self._pages is not None and run.block not in self._pages:
-                raise StreamError(f"a record names RAM block {run.block!r}, which is not there")
-            self.block = run.block
+            if self._pages is not None and name not in self._pages:
+                raise StreamError(f"a record names RAM block {name!r}, which is not there")
+            self.block = name
         if self.block is None:
             raise StreamError("the first record continues a block, but none was named yet")
         if self._pages is not None:
-            pages, last = self._pages[self.block], int(run.indices.max())
+            pages, last = self._pages[self.block], int(indices.max())
             if last >= pages:
                 raise StreamError(
                     f"a page at {last * PAGE_SIZE:#x} is outside of block {self.block!r} of "
