@@ -6,7 +6,11 @@ that the stream came in, and loads in whatever loads such streams.
 
 from __future__ import annotations
 
+import errno
+import io
+import logging
 import os
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +20,8 @@ import attrs
 
 from whimbrel.abc import Patience
 from whimbrel.capture.machine import CapturedMachine
-from whimbrel.capture.taking import Capture, file_uri
-from whimbrel.errors import ConfigError, HandoverUndecided, MigrationCancelled, MigrationError
+from whimbrel.capture.taking import Capture, CaptureUndecided, file_uri
+from whimbrel.errors import ConfigError, HandoverUndecided, MigrationCancelled, MigrationError, WhimbrelError
 from whimbrel.migration.machine import manager_for
 from whimbrel.migration.uri import resolve
 from whimbrel.plugins import PluginManager
@@ -25,7 +29,10 @@ from whimbrel.settings import Settings
 from whimbrel.wire import description
 
 FOR_EVER: Final = float("inf")
+OFFSET: Final = ",offset="  # what a file's URI has behind the path
 _A_DAY: Final = 86400.0
+
+_log = logging.getLogger("whimbrel")
 
 
 @attrs.frozen(kw_only=True)
@@ -70,12 +77,13 @@ class Reception:
     ) -> None:
         self._settings = _for_files(settings if settings is not None else Settings())
         self._plugins = plugins if plugins is not None else manager_for(self._settings)
-        self._file = Path(file)
+        self._file, self._replace = Path(file), replace
         _check_file(self._file, replace=replace)
         self._max_ram, self._elsewhere = max_ram, elsewhere
         self._patience = Patience(FOR_EVER)
         self._capture: Capture | None = None
-        self._storing = 0.0
+        self._storing = self._storing_seconds = 0.0
+        self._stored = 0  # bytes of the file, once it is there
         self._described = False  # the file has the description
         source = resolve(uri, self._plugins)
         self._listener = source.spec.create().listen(source.address)
@@ -93,10 +101,15 @@ class Reception:
         return self._storing != 0.0
 
     def cancel(self) -> None:
-        """Give it up; a source that listens goes on. Returns at once."""
+        """Give it up; a source that listens goes on. Returns at once.
+
+        Too late where everything has come from a source that does not listen: its machine is stored all the same.
+        """
         self._patience.cancelled.set()
         if self._capture is not None:
             self._capture.cancel()
+            if self._capture.heard and self._capture.machine is not None:
+                self._capture.machine.cancel_migration()  # that into the file
 
     def run(self) -> Receipt:
         """Wait, take and store. Raises as `CapturedMachine.load`, MigrationCancelled, and what storing raises."""
@@ -111,9 +124,8 @@ class Reception:
         if self._patience.cancelled.is_set():
             channel.close()
             raise MigrationCancelled("cancelled; a source that listens goes on")
-        machine = self._capture.run()
+        machine = self._take(self._capture)
         try:
-            stored = time.monotonic() - self._storing
             self._describe(machine)
             return Receipt(
                 file=os.fspath(self._file),
@@ -122,46 +134,79 @@ class Reception:
                 blocks=len(machine.ram),
                 devices=len(machine.captured),
                 received=self._capture.received,
-                stored=self._file.stat().st_size,
+                stored=self._stored,
                 seconds=time.monotonic() - began,
-                storing_seconds=stored,
+                storing_seconds=self._storing_seconds,
                 told=self._capture.told,
                 guessed=machine.guessed,
             )
         finally:
             machine.close()
 
+    def _take(self, capture: Capture) -> CapturedMachine:
+        try:
+            return capture.run()
+        except CaptureUndecided as exc:
+            exc.machine.close()  # what was stored stays
+            raise
+        except BaseException:
+            if self._stored:  # and the source goes on
+                self._file.unlink(missing_ok=True)
+            raise
+
     def _store(self, machine: CapturedMachine) -> None:
         assert self._capture is not None, "stored before anything was taken"
         self._storing = time.monotonic()
         self._described = machine.form().text is not None
+        replace = self._replace
         while True:
             try:
+                _check_file(self._file, replace=replace)
                 save(machine, self._file)
-            except MigrationError as exc:
-                another = None if self._capture.heard else self._elsewhere(exc)
+                break
+            except WhimbrelError as exc:
+                problem = exc if isinstance(exc, MigrationError) else MigrationError(exc.message, hint=exc.hint)
+                another = None if self._capture.heard else self._elsewhere(problem)
                 if another is None:
-                    raise
-                self._file = Path(another)
-            else:
-                return
+                    raise problem from exc
+                self._file, replace = Path(another), False
+        self._stored = self._file.stat().st_size
+        self._storing_seconds = time.monotonic() - self._storing
 
     def _describe(self, machine: CapturedMachine) -> None:
         """Add a description that came after the machine was stored: the file is a valid stream before and after."""
         text = machine.form().text
-        if text is not None and not self._described:
-            with self._file.open("ab") as out:
-                out.write(description.frame(text))
+        if text is None or self._described:
+            return
+        try:
+            with self._file.open("r+b", buffering=0) as out:
+                if out.seek(0, os.SEEK_END) != self._stored:
+                    raise OSError(errno.ESTALE, "it is not what was stored")
+                try:
+                    _write_all(out, description.frame(text))
+                    os.fsync(out.fileno())
+                except OSError:
+                    out.truncate(self._stored)
+                    raise
+                self._stored = out.tell()
+        except OSError as exc:
+            _log.warning("%s has the whole machine, but not its description: %s", self._file, exc.strerror)
+
+
+def _write_all(out: io.RawIOBase, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[out.write(rest) or 0 :]
 
 
 def save(machine: CapturedMachine, file: Path) -> None:
-    """Store `machine`, which can be saved again if that fails. Raises MigrationError."""
+    """Store `machine`, which can be saved again if that fails. Raises MigrationError, ConfigError for the path."""
     migration = machine.migrate(file_uri(file))
     try:
         migration.wait()
     except HandoverUndecided as exc:
         machine.reclaim()
-        raise (exc.__cause__ if isinstance(exc.__cause__, MigrationError) else exc) from exc
+        raise (exc.__cause__ if isinstance(exc.__cause__, WhimbrelError) else exc) from exc
 
 
 def _for_files(settings: Settings) -> Settings:
@@ -174,9 +219,19 @@ def _for_files(settings: Settings) -> Settings:
 
 def _check_file(file: Path, *, replace: bool) -> None:
     """What is wrong with the place must be said before a source has let go of its machine."""
-    if file.exists() and not replace:
-        raise ConfigError(f"{str(file)!r} is there already", hint="--force replaces it")
-    if file.is_dir():
-        raise ConfigError(f"{str(file)!r} is a folder, expected the path of a file")
+    if OFFSET in str(file):
+        raise ConfigError(f"{str(file)!r} cannot be told from an offset into a file", hint="give it another name")
+    try:
+        found = os.lstat(file)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as exc:  # ValueError of a NUL
+        raise ConfigError(f"{str(file)!r} cannot be the path of a file: {exc}") from exc
+    else:
+        if not stat.S_ISREG(found.st_mode):
+            kind = "a folder" if stat.S_ISDIR(found.st_mode) else "no regular file"
+            raise ConfigError(f"{str(file)!r} is {kind}, expected the path of a file")
+        if not replace:
+            raise ConfigError(f"{str(file)!r} is there already", hint="--force replaces it")
     if not os.access(file.parent, os.W_OK | os.X_OK):
         raise ConfigError(f"no file can be made in {str(file.parent)!r}", hint="is the folder there, and yours?")

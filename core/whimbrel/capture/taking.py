@@ -328,8 +328,12 @@ class Capture:
 
     def _judged(self, exc: BaseException) -> BaseException:
         """What to raise for what went wrong."""
-        if not isinstance(exc, Exception) or exc is self._refused:
+        if not isinstance(exc, Exception):
             return exc
+        if exc is self._refused and not (self._cancelled.is_set() and self.heard):
+            return exc
+        if self._cancelled.is_set() and isinstance(exc, MigrationError) and not self._committed:
+            return MigrationCancelled("cancelled; a source that listens goes on")
         if not isinstance(exc, WhimbrelError):
             exc = unexpected(exc)
         if self._committed:
@@ -341,6 +345,4 @@ class Capture:
                 machine=self.machine,
                 place=getattr(exc, "place", None),
             )
-        if self._cancelled.is_set() and isinstance(exc, MigrationError):
-            return MigrationCancelled("cancelled; a source that listens goes on")
         return exc.at(Place(peer=self._channel.peer)) if isinstance(exc, MigrationError) else exc
