@@ -343,7 +343,7 @@ class OutgoingMigration(Attempt):
             error = self._thaw(self._thaw_to) or error
         if not cancelled:
             error = self._best_reason(error)
-            if self._thaw_to is not None and not self._released:
+            if self._return_path is not None and self._thaw_to is not None and not self._released:
                 error = _unproved(error)
         self._hang_up()
         if self._return_path is not None:
