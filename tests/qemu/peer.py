@@ -33,7 +33,7 @@ from typing import Final, Self
 
 from .qmp import PATIENCE, Monitored, Qmp, spell
 
-__all__ = ["Qemu", "Serial", "capture", "feed", "missing", "version"]
+__all__ = ["Qemu", "Serial", "capture", "feed", "migrating", "missing", "version"]
 
 PROGRAM: Final = "qemu-system-x86_64"
 TIME_LIMIT: Final = 300.0  # seconds that a process may live
@@ -252,25 +252,30 @@ class Qemu(Monitored):
         self.close()
 
 
-def capture(source: Qemu) -> bytes:
-    """Migrate `source` into memory: its whole stream, as long as it comes. It is postmigrate then.
-
-    The stream goes over a unix socket and not through `exec:cat`, since QEMU tells that it has completed before the
-    last bytes are in such a file. Without the capability `return-path` the two streams are the same.
-    """
+def migrating(source: Qemu) -> socket.socket:
+    """Begin to migrate `source`; what its stream comes out of."""
     path = source.dir / "capture"
-    taken = bytearray()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.settimeout(PATIENCE)
         listener.bind(str(path))
         listener.listen()
         source.migrate(f"unix:{path}")
         channel, _ = listener.accept()
-    with channel:
-        channel.settimeout(PATIENCE)
+    path.unlink()
+    channel.settimeout(PATIENCE)
+    return channel
+
+
+def capture(source: Qemu) -> bytes:
+    """Migrate `source` into memory: its whole stream, as long as it comes. It is postmigrate then.
+
+    The stream goes over a unix socket and not through `exec:cat`, since QEMU tells that it has completed before the
+    last bytes are in such a file. Without the capability `return-path` the two streams are the same.
+    """
+    taken = bytearray()
+    with migrating(source) as channel:
         while data := channel.recv(CHUNK):
             taken += data
-    path.unlink()
     if source.wait_status("completed", "failed") != "completed":
         raise AssertionError(f"no whole stream: {source.execute('query-migrate')}")
     source.wait_run_state("postmigrate")

@@ -107,6 +107,24 @@ def receive(source: Qemu, way: str, folder: Path, **more: Any) -> tuple[Path, Re
     return file, receipts[0]
 
 
+def refused(source: Qemu, reception: Reception) -> MigrationError:
+    """Why the guest of `source` was not taken, of which the source has been told."""
+    errors: list[MigrationError] = []
+
+    def run() -> None:
+        try:
+            reception.run()
+        except MigrationError as exc:
+            errors.append(exc)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    source.migrate(reception.uri)
+    assert source.wait_status("completed", "failed") == "failed"
+    thread.join(PATIENCE)
+    return errors[0]
+
+
 def send(file: Path, destination: Qemu, **more: Any) -> str:
     """Send the machine in `file` on, with the library."""
     uri = destination.uri("stream")
@@ -172,20 +190,8 @@ def test_old_machines_that_listen_are_refused_in_time(source, tmp_path, monkeypa
     monkeypatch.setattr("whimbrel.capture.walk.SILENCE", 0.5)
     origin = source("2.2", "return-path")
     reception = Reception(f"unix:{tmp_path}/socket", tmp_path / "file")
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            reception.run()
-        except MigrationError as exc:
-            errors.append(exc)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    origin.migrate(reception.uri)
-    assert origin.wait_status("completed", "failed") == "failed"
-    thread.join(PATIENCE)
-    assert "switch return-path off" in str(errors[0])
+    error = refused(origin, reception)
+    assert "switch return-path off" in str(error)
     assert origin.run_state() == "running"
     assert list(tmp_path.iterdir()) == []
 
@@ -248,20 +254,8 @@ def test_nobody_listens(stored, tmp_path):
 def test_a_machine_larger_than_allowed_stays_at_its_source(source, tmp_path):
     origin = source("pc", "return-path")
     reception = Reception(f"unix:{tmp_path}/socket", tmp_path / "file", max_ram=MIB << 20)
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            reception.run()
-        except MigrationError as exc:
-            errors.append(exc)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    origin.migrate(reception.uri)
-    assert origin.wait_status("completed", "failed") == "failed"
-    thread.join(PATIENCE)
-    assert "--max-ram" in str(errors[0])
+    error = refused(origin, reception)
+    assert "--max-ram" in str(error)
     assert origin.run_state() == "running"
     origin.serial.wait_more()
 

@@ -18,7 +18,7 @@ from whimbrel.stream import Reader, Replay
 from whimbrel.wire import ram, skeleton
 
 from . import guests
-from .peer import Qemu, capture
+from .peer import Qemu, capture, migrating
 from .qmp import PATIENCE
 
 MIB = 8
@@ -41,14 +41,8 @@ def mix(qemu: StartQemu) -> Callable[..., Qemu]:
 def capture_passes(source: Qemu, bandwidth: int) -> bytes:
     """The stream of a guest that is stopped only in the third pass, so that there are three."""
     source.execute("migrate-set-parameters", max_bandwidth=bandwidth, downtime_limit=1)
-    path = source.dir / "capture"
     taken = bytearray()
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.settimeout(PATIENCE)
-        listener.bind(str(path))
-        listener.listen()
-        source.migrate(f"unix:{path}")
-        channel, _ = listener.accept()
+    channel = migrating(source)
     thread = threading.Thread(target=_read, args=(channel, taken))
     thread.start()
     source.qmp.wait("MIGRATION_PASS", **{"pass": 2})
@@ -63,14 +57,8 @@ def capture_passes(source: Qemu, bandwidth: int) -> bytes:
 
 def snapshot(source: Qemu) -> bytes:
     """A stream whose source runs on."""
-    path = source.dir / "capture"
     taken = bytearray()
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.settimeout(PATIENCE)
-        listener.bind(str(path))
-        listener.listen()
-        source.migrate(f"unix:{path}")
-        channel, _ = listener.accept()
+    channel = migrating(source)
     _read(channel, taken)
     assert source.wait_status("completed", "failed") == "completed"
     return bytes(taken)
@@ -78,7 +66,6 @@ def snapshot(source: Qemu) -> bytes:
 
 def _read(channel: socket.socket, taken: bytearray) -> None:
     with channel:
-        channel.settimeout(PATIENCE)
         while data := channel.recv(1 << 20):
             taken += data
 
