@@ -446,24 +446,46 @@ def test_a_link_that_breaks_as_the_source_is_told(link):
 
     def play(source):
         source.send(script.finish())
-        source.expect(PONG, 1)
-        source.expect(PONG, 0x10001)
-        assert kept.wait(LONG)
+        while source.hear() is not None:
+            pass
 
-    kept, gone = threading.Event(), threading.Event()
+    def broken():
+        raise ChannelLost("the link broke")
 
     def keep(machine):
-        kept.set()
-        taken.source._thread.join(LONG)
-        gone.set()
+        taken.far.failing_send = broken
 
     taken = link(play, on_keep=keep)
     with pytest.raises(HandoverUndecided) as caught:
         taken.run()
-    assert gone.is_set()
     assert caught.value.machine is taken.kept[0]
     check(caught.value.machine, script)
     assert isinstance(caught.value.__cause__, ChannelLost)
+    assert not taken.capture.told
+
+
+@pytest.mark.parametrize("proof", [False, True])
+def test_a_source_that_hangs_up_while_its_machine_is_kept(link, proof):
+    """It was not told anything, so it goes on, and nothing is undecided."""
+    script = rest(with_way_back(FROM_2_4))
+    data = bytes(script.ping(PROOF).data) if proof else script.finish()
+    kept = threading.Event()
+
+    def play(source):
+        source.send(data)
+        source.expect(PONG, 1)
+        source.expect(PONG, 0x10001)
+        assert kept.wait(LONG)
+
+    def keep(machine):
+        kept.set()
+        taken.source._thread.join(LONG)
+        assert taken.capture._channel.wait(LONG)
+
+    taken = link(play, on_keep=keep)
+    with pytest.raises(ChannelLost, match="hung up while its machine was being stored"):
+        taken.run()
+    assert taken.kept[0].run_state == "shutdown"
     assert not taken.capture.told
 
 

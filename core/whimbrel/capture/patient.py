@@ -34,6 +34,14 @@ class PatientChannel(Channel):
             self._look = _Look(self._channel)
         return self._look.done(seconds)
 
+    def hung_up(self) -> bool:
+        """Whether it is known that nothing more comes, for an end or a failure. Returns at once; looks from now on."""
+        if len(self._ahead):
+            return False
+        if self._look is None:
+            self._look = _Look(self._channel)
+        return self._look.in_vain()
+
     def give_back(self, data: Buffer) -> None:
         """Have `data`, the last that was received, received again."""
         self._ahead = memoryview(bytes(data) + bytes(self._ahead))
@@ -80,6 +88,10 @@ class _Look:
     def done(self, seconds: float | None) -> bool:
         self._thread.join(seconds)
         return not self._thread.is_alive()
+
+    def in_vain(self) -> bool:
+        """Whether it has brought nothing."""
+        return self.done(0) and not self._count
 
     def result(self) -> memoryview:
         """What has come, empty at the end. Raises what the channel raised."""

@@ -10,7 +10,9 @@ import errno
 import io
 import logging
 import os
+import secrets
 import stat
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +23,17 @@ import attrs
 from whimbrel.abc import Patience
 from whimbrel.capture.machine import CapturedMachine
 from whimbrel.capture.taking import Capture, CaptureUndecided, file_uri
-from whimbrel.errors import ConfigError, HandoverUndecided, MigrationCancelled, MigrationError, WhimbrelError
+from whimbrel.errors import (
+    ChannelLost,
+    ConfigError,
+    HandoverUndecided,
+    MigrationCancelled,
+    MigrationError,
+    Place,
+    WhimbrelError,
+)
 from whimbrel.migration.machine import manager_for
+from whimbrel.migration.statistics import TransferInfo
 from whimbrel.migration.uri import resolve
 from whimbrel.plugins import PluginManager
 from whimbrel.settings import Settings
@@ -79,9 +90,11 @@ class Reception:
         self._plugins = plugins if plugins is not None else manager_for(self._settings)
         self._file, self._replace = Path(file), replace
         _check_file(self._file, replace=replace)
+        self._file = self._file.absolute()  # whatever folder is the current one by then
         self._max_ram, self._elsewhere = max_ram, elsewhere
         self._patience = Patience(FOR_EVER)
         self._capture: Capture | None = None
+        self._peer: str | None = None
         self._storing = self._storing_seconds = 0.0
         self._stored = 0  # bytes of the file, once it is there
         self._described = False  # the file has the description
@@ -96,20 +109,36 @@ class Reception:
         return 0 if self._capture is None else self._capture.received
 
     @property
+    def peer(self) -> str | None:
+        """Who the source is, once it has connected."""
+        return self._peer
+
+    @property
     def storing(self) -> bool:
         """Whether everything has come and is being stored."""
         return self._storing != 0.0
 
-    def cancel(self) -> None:
+    @property
+    def progress(self) -> tuple[int, int]:
+        """While it is being stored: how many bytes of RAM are through, and how many there are."""
+        machine = self._capture.machine if self._capture is not None else None
+        attempt = machine.migration if machine is not None else None
+        ram = attempt.info.ram if attempt is not None else TransferInfo()
+        return ram.total - ram.remaining, ram.total
+
+    def cancel(self) -> bool:
         """Give it up; a source that listens goes on. Returns at once.
 
-        Too late where everything has come from a source that does not listen: its machine is stored all the same.
+        False where it is too late: everything has come from a source that does not listen, and its machine is stored
+        all the same.
         """
         self._patience.cancelled.set()
-        if self._capture is not None:
-            self._capture.cancel()
-            if self._capture.heard and self._capture.machine is not None:
-                self._capture.machine.cancel_migration()  # that into the file
+        if self._capture is None:
+            return True
+        self._capture.cancel()
+        if self._capture.heard and self._capture.machine is not None:
+            self._capture.machine.cancel_migration()  # that into the file
+        return self._capture.heard or not self.storing
 
     def run(self) -> Receipt:
         """Wait, take and store. Raises as `CapturedMachine.load`, MigrationCancelled, and what storing raises."""
@@ -117,7 +146,7 @@ class Reception:
             channel = self._listener.accept(self._patience)
         finally:
             self._listener.close()
-        began = time.monotonic()
+        began, self._peer = time.monotonic(), channel.peer
         self._capture = Capture(
             channel, settings=self._settings, plugins=self._plugins, max_ram=self._max_ram, keep=self._store
         )
@@ -148,6 +177,7 @@ class Reception:
             return capture.run()
         except CaptureUndecided as exc:
             exc.machine.close()  # what was stored stays
+            exc.hint = f"ask the source: if it runs on, {str(self._file)!r} is a copy from its past and must not be run"
             raise
         except BaseException:
             if self._stored:  # and the source goes on
@@ -158,18 +188,17 @@ class Reception:
         assert self._capture is not None, "stored before anything was taken"
         self._storing = time.monotonic()
         self._described = machine.form().text is not None
-        replace = self._replace
+        asked, replace = self._file, self._replace
         while True:
             try:
-                _check_file(self._file, replace=replace)
-                save(machine, self._file)
+                _put(machine, self._file, replace=replace)
                 break
             except WhimbrelError as exc:
                 problem = exc if isinstance(exc, MigrationError) else MigrationError(exc.message, hint=exc.hint)
                 another = None if self._capture.heard else self._elsewhere(problem)
                 if another is None:
                     raise problem from exc
-                self._file, replace = Path(another), False
+                self._file, replace = Path(another).absolute(), self._replace and Path(another) == asked
         self._stored = self._file.stat().st_size
         self._storing_seconds = time.monotonic() - self._storing
 
@@ -197,6 +226,58 @@ def _write_all(out: io.RawIOBase, data: bytes) -> None:
     rest = memoryview(data)
     while rest:
         rest = rest[out.write(rest) or 0 :]
+
+
+def _put(machine: CapturedMachine, file: Path, *, replace: bool) -> None:
+    """Store `machine` in `file`, which is there whole or not at all; replaces nothing that has come meanwhile, unasked.
+
+    Raises as `save` does, in words that speak of `file`.
+    """
+    _check_file(file, replace=replace)
+    beside = file if replace else file.with_name(f".whimbrel-{secrets.token_hex(8)}")
+    try:
+        save(machine, beside)
+    except MigrationError as exc:
+        raise _in_words(exc, beside, file) from exc
+    if replace:
+        return
+    try:
+        _move(beside, file)
+    except OSError as exc:
+        machine.reclaim()
+        if isinstance(exc, FileExistsError):
+            raise ConfigError(f"{str(file)!r} is there already", hint="--force replaces it") from exc
+        raise ChannelLost(f"{str(file)!r} cannot be made: {exc.strerror}") from exc
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _move(beside: Path, file: Path) -> None:
+    """Give what is `beside` the name `file`, which nothing may have. Raises OSError."""
+    try:
+        os.link(beside, file)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        if os.path.lexists(file):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
+        beside.rename(file)
+    folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    except OSError:
+        file.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(folder)
+
+
+def _in_words(exc: MigrationError, beside: Path, file: Path) -> MigrationError:
+    """What went wrong with the file itself, which is nothing that came from the source or went to a destination."""
+    if isinstance(exc.__cause__, OSError) and not isinstance(exc, ChannelLost):
+        return ChannelLost(f"{str(file)!r} cannot be made: {exc.__cause__.strerror}")
+    exc.message, exc.place = exc.message.replace(file_uri(beside), repr(str(file))), Place()
+    return exc
 
 
 def save(machine: CapturedMachine, file: Path) -> None:
@@ -233,5 +314,7 @@ def _check_file(file: Path, *, replace: bool) -> None:
             raise ConfigError(f"{str(file)!r} is {kind}, expected the path of a file")
         if not replace:
             raise ConfigError(f"{str(file)!r} is there already", hint="--force replaces it")
-    if not os.access(file.parent, os.W_OK | os.X_OK):
-        raise ConfigError(f"no file can be made in {str(file.parent)!r}", hint="is the folder there, and yours?")
+    try:
+        tempfile.TemporaryFile(dir=file.parent).close()
+    except OSError as exc:
+        raise ConfigError(f"no file can be made in {str(file.parent)!r}: {exc.strerror}") from exc

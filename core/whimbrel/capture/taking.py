@@ -22,6 +22,7 @@ from whimbrel.capture.tail import Tail
 from whimbrel.capture.walk import Body, Walk
 from whimbrel.errors import (
     ChannelError,
+    ChannelLost,
     HandoverUndecided,
     IncompatibleError,
     MigrationCancelled,
@@ -274,6 +275,8 @@ class Capture:
         self._order = Deadline(ORDER, self._channel).start()
 
     def _store(self, machine: CapturedMachine) -> None:
+        if self.heard:
+            self._channel.hung_up()  # from here on that is noticed
         try:
             self._keep(machine)
         except BaseException as exc:
@@ -284,6 +287,12 @@ class Capture:
         with self._deciding:
             if self._cancelled.is_set():
                 raise MigrationCancelled("cancelled before the source was told that all is well")
+            if self._channel.hung_up():
+                raise ChannelLost(
+                    "the source hung up while its machine was being stored",
+                    hint="it goes on there; a whimbrel waits for its [limits] handover-timeout: make it longer than "
+                    "storing takes",
+                )
             self._committed = True
 
     def _complete(self, machine: CapturedMachine, tail: Tail) -> None:
