@@ -28,6 +28,7 @@ from whimbrel.cli import application
 from whimbrel.machine.runstate import MOVES, RunState
 from whimbrel.migration import handover, status
 from whimbrel.settings import Section, reference
+from whimbrel.wire.form import Form
 
 HERE: Final = Path(__file__).resolve().parent
 MARK: Final = "<!-- Made from the code by docs/generate.py: change the code, then run `make docs`. -->\n\n"
@@ -234,7 +235,7 @@ def _option(option: click.Option) -> str:
         about += " Needed."
     if option.show_default and option.default is not None:
         about += f" Default: `{option.default}`."
-    return f"| `{name}` | {about.strip()} |".replace("URI|defer", "URI\\|defer").replace("tcp|unix", "tcp\\|unix")
+    return "| `{}` | {} |".format(name.replace("|", "\\|"), about.strip())  # or it would end the cell
 
 
 # ------------------------------------------------------------------------------------------------------- the library
@@ -257,12 +258,23 @@ _ATTRIBUTES: Final[Mapping[str, Mapping[str, str]]] = {
         "notifiers": "Who is told what happens, a `Notices`.",
         "failure": "Why its guest has ended, a `GuestError`, or None.",
     },
+    "CapturedMachine": {
+        "captured": "Its devices, a `whimbrel.capture.CapturedDevices`.",
+        "guessed": "Whether the devices were told apart without a description and footers.",
+        "ram": "Its RAM blocks, a `Ram`; what is written into them is sent on.",
+        "uuid": "The one in its stream, or None.",
+    },
+}
+_EXAMPLES: Final[Mapping[str, Callable[[], Any]]] = {  # of classes whose attributes are listed
+    "Machine": lambda: whimbrel.Machine("docs"),
+    "CapturedMachine": lambda: whimbrel.CapturedMachine("docs", Form(None)),
 }
 _FOR_THE_ENGINE: Final = frozenset({
     "check_may_change", "power_on", "expect_arrival", "freeze", "thaw", "let_go", "resume", "arrive",
     "new_dirty_tracker",
 })  # fmt: skip
 _MADE_BY_OTHERS: Final[Mapping[str, frozenset[str]]] = {  # classes that nobody calls, and methods that others call
+    "CapturedMachine": frozenset({"complete", "ram_handler"}),
     "IncomingMigration": frozenset({"start"}),
     "OutgoingMigration": frozenset({"start"}),
     "RamBlock": frozenset({"take_marks"}),
@@ -274,6 +286,9 @@ _MADE_BY_OTHERS: Final[Mapping[str, frozenset[str]]] = {  # classes that nobody 
 _SETTINGS_METHODS: Final = frozenset({"get", "set", "update", "as_dict", "copy"})
 _MODULES: Final = (
     "whimbrel.abc",
+    "whimbrel.capture",
+    "whimbrel.capture.inspection",
+    "whimbrel.capture.receiving",
     "whimbrel.errors",
     "whimbrel.events",
     "whimbrel.hookspecs",
@@ -287,7 +302,18 @@ _MODULES: Final = (
     "whimbrel.testing.transports",
     "whimbrel.vmstate",
 )
-_EXPANDED: Final = frozenset({"whimbrel.abc", "whimbrel.monitor", "whimbrel.testing.pair"})
+_EXPANDED: Final = frozenset({
+    "whimbrel.abc",
+    "whimbrel.capture",
+    "whimbrel.capture.inspection",
+    "whimbrel.capture.receiving",
+    "whimbrel.monitor",
+    "whimbrel.testing.pair",
+})  # fmt: skip
+_NAMES: Final[Mapping[str, tuple[str, ...]]] = {  # of modules that have no list of their own
+    "whimbrel.capture.receiving": ("Receipt", "Reception"),
+}
+_PLUMBING: Final = frozenset({"of"})
 _MANY: Final = 8  # fields that are listed rather than shown as parameters
 
 
@@ -347,11 +373,17 @@ def _fields(kind: type) -> list[str]:
 def _checked_attributes(name: str) -> Mapping[str, str]:
     attributes = _ATTRIBUTES.get(name, {})
     if attributes:
-        with whimbrel.Machine("docs") as machine:
+        with _EXAMPLES[name]() as machine:
             missing = [attribute for attribute in attributes if not hasattr(machine, attribute)]
         if missing:
             raise SystemExit(f"docs/generate.py: a {name} has no {', '.join(missing)}")
     return attributes
+
+
+def _told(kind: type) -> Iterator[tuple[str, str]]:
+    """Attributes that are made in `__init__` and have a docstring there."""
+    for found in re.finditer(r'^ +self\.([a-z]\w*).*\n +"""(.*?)"""$', inspect.getsource(kind), re.MULTILINE):
+        yield found[1], found[2]
 
 
 def _members(kind: type) -> dict[str, Any]:
@@ -369,7 +401,7 @@ def _members(kind: type) -> dict[str, Any]:
 
 def _module(name: str) -> str:
     module = importlib.import_module(name)
-    names = getattr(module, "__all__", None) or [n for n in vars(module) if n.startswith("whimbrel_")]
+    names = getattr(module, "__all__", ()) or _NAMES.get(name) or [n for n in vars(module) if n.startswith("whimbrel_")]
     lines = [f"## `{name}`\n", f"{_summary(module)}\n"]
     for public in sorted(names, key=str.lower):
         value = getattr(module, public)
@@ -378,8 +410,9 @@ def _module(name: str) -> str:
         elif inspect.isclass(value) and name != "whimbrel.errors":
             fields = f" Fields: {', '.join(f'`{field}`' for field in _fields(value))}." if _fields(value) else ""
             lines.append(f"- `{public}`: {_summary(value)}{fields}")
-            if name in _EXPANDED:
-                lines += [f"    - {_member(value, key)}" for key in _members(value)]
+            if name in _EXPANDED and not issubclass(value, BaseException) and public not in whimbrel.__all__:
+                lines += [f"    - `.{attribute}`: {about}" for attribute, about in _told(value)]
+                lines += [f"    - {_member(value, key)}" for key in _members(value) if key not in _PLUMBING]
         elif inspect.isclass(value):
             lines.append(f"- `{public}`: {_summary(value)}")
         else:

@@ -6,7 +6,10 @@ import sys
 
 import pytest
 
-COMPILED = {"docs/reference/qmp.md"}
+COMPILED = {
+    "docs/reference/qmp.md",
+    "docs/moving-a-qemu-guest.md",  # run with everything else on it where there is a QEMU, by test_qemu_guest
+}
 """Pages whose blocks speak to a machine at an address of the reader's: they are compiled and not run."""
 
 
