@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from ..qemu.conftest import real_qemu  # noqa: F401 - the fixture: without a QEMU there is nothing to go through
+from ..qemu.conftest import qemu_7_2, real_qemu  # noqa: F401 - fixtures: without a QEMU there is nothing to go through
 from ..qemu.peer import _dying_with_us as dying_with_us
 from .terminals import Session
 
@@ -21,7 +21,7 @@ def without_figures(line):
 
 
 @pytest.mark.slow
-def test_the_page_is_gone_through_with_real_qemus(real_qemu, docs, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_the_page_is_gone_through_with_real_qemus(qemu_7_2, docs, tmp_path, monkeypatch, capsys):  # noqa: F811
     blocks = docs.blocks(docs.root / PAGE)
     assert {"console", "python", "text"} <= {block.language for block in blocks}
     monkeypatch.chdir(tmp_path)
