@@ -386,6 +386,24 @@ def test_a_machine_type_whose_end_cannot_be_told(link, short):
     assert taken.kept == []
 
 
+@pytest.mark.parametrize("shape", [TO_2_2, AT_2_3], ids=str)
+def test_a_question_that_no_footer_shows(link, short, shape):
+    """Without footers a question for the proof looks like a device's bytes: it is not answered, and not for ever."""
+    short(silence=0.1)
+    script = rest(with_way_back(shape)).ping(PROOF)
+
+    def play(source):
+        source.send(script.data)
+        source.expect(PONG, 1)
+        source.expect(PONG, 0x10001)
+        source.expect(SHUT, 1)
+
+    taken = link(play)
+    with pytest.raises(StreamError, match="silent"):
+        taken.run()
+    assert taken.kept == []
+
+
 def test_footers_that_lie_and_no_description(link, short):
     """Nothing can be told any more; that is said, and not waited for without end."""
     short(silence=0.1)
