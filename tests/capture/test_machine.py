@@ -5,7 +5,7 @@ import pytest
 
 from whimbrel import LoopGuest, Settings
 from whimbrel.abc import Patience
-from whimbrel.capture import CapturedDevices, CapturedMachine
+from whimbrel.capture import CapturedDevices, CapturedMachine, walk
 from whimbrel.errors import (
     ConfigError,
     ConnectError,
@@ -260,8 +260,9 @@ def test_a_migration_of_it_is_cancelled(machine, network):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_from_capture_to_capture(load, plugins, network, settings, shape):
+def test_from_capture_to_capture(load, plugins, network, settings, monkeypatch, shape):
     """Over a link with a way back, as often as one likes: it stays the same machine, to the last byte."""
+    monkeypatch.setattr(walk, "GRACE", 0.05)
     script = small(shape)
     machine = load(script.finish(), settings=settings)
     for hop in range(3):
@@ -272,8 +273,8 @@ def test_from_capture_to_capture(load, plugins, network, settings, shape):
         channel = listener.accept(Patience(LONG))
         listener.close()
         if shape is TO_2_2:
-            with pytest.MonkeyPatch.context() as patch, pytest.raises(StreamError, match="silent"):
-                patch.setattr("whimbrel.capture.walk.SILENCE", 0.1)
+            monkeypatch.setattr(walk, "SILENCE", 0.1)
+            with pytest.raises(StreamError, match="silent"):
                 CapturedMachine.load(channel, plugins=plugins, settings=settings)
             with pytest.raises(WhimbrelError):
                 migration.wait(LONG)

@@ -187,9 +187,9 @@ def test_without_a_description_a_lie_is_no_machine(load, check, what):
 
 
 def test_so_many_descriptions_are_none(load):
-    script = after_ram(FROM_2_4, Device("liar", 5, whole_description() * 60))
+    script = after_ram(FROM_2_4, Device("liar", 5, whole_description() * 8))
     assert len(load(script.finish()).captured) == 1
-    script = after_ram(FROM_2_4, Device("liar", 5, whole_description() * 6000))
+    script = after_ram(FROM_2_4, Device("liar", 5, whole_description() * 9))
     with pytest.raises(StreamError):
         load(script.finish())
 

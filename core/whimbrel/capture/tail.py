@@ -29,7 +29,7 @@ from whimbrel.wire.tail import (
 )
 
 TAIL_MAX: Final = 64 << 20  # bytes of device sections, beside the description's
-MISFITS_MAX: Final = 64  # descriptions that do not fit the sections before them
+MISFITS_MAX: Final = 8  # descriptions that do not fit the sections before them
 _PING: Final = 9  # bytes
 _TEXT_AT: Final = 5  # bytes from a description's mark to its text
 _AROUND: Final = 1 << 10  # bytes of an EOF, PINGs, and a description's head
@@ -222,10 +222,10 @@ class TailCollector:
             seen=self._seen,
             started=self._started,
         )
-        if split.error is not None and self._footers:
-            footers = split_by_footers(self.data, seen=self._seen, started=self._started)
-            if footers.error is None and _describe_all(described, footers.sections):
-                split = footers
+        if split.error is not None and self._walk is not None and self._walk.end == found.eof_offset:
+            spans = self._walk.spans
+            if _describe_all(described, [span.header for span in spans]):
+                split = Split(tuple(section_at(self.data, span) for span in spans), found.eof_offset)
         if split.error is None and not _only_pings(self.data[split.end : found.eof_offset]):
             left = found.eof_offset - split.end
             error = StreamError(f"{left} bytes stand between the last device that is known and the end of the stream")
@@ -276,7 +276,5 @@ def describes(described: Described, header: SectionHeader) -> bool:
     )
 
 
-def _describe_all(described: Sequence[Described], sections: Sequence[DeviceSection]) -> bool:
-    return len(described) == len(sections) and all(
-        describes(entry, section.header) for entry, section in zip(described, sections, strict=True)
-    )
+def _describe_all(described: Sequence[Described], headers: Sequence[SectionHeader]) -> bool:
+    return len(described) == len(headers) and all(map(describes, described, headers))
