@@ -4,9 +4,11 @@ import attrs
 import pytest
 
 from whimbrel import LoopGuest, Settings
-from whimbrel.abc import Patience
+from whimbrel.abc import Patience, SaveVMSpec
 from whimbrel.capture import CapturedDevices, CapturedMachine, walk
+from whimbrel.capture.taking import Capture
 from whimbrel.errors import (
+    ChannelLost,
     ConfigError,
     ConnectError,
     MigrationRefused,
@@ -15,7 +17,10 @@ from whimbrel.errors import (
     UnknownNameError,
     WhimbrelError,
 )
+from whimbrel.hookspecs import hookimpl
+from whimbrel.plugins import PluginManager
 from whimbrel.testing.memory import memory_pair
+from whimbrel_savevm.ram import RamHandler
 
 from .conftest import Crumbs, check
 from .live import LONG
@@ -162,6 +167,83 @@ def test_without_a_handler_of_ram_nothing_is_taken(load):
     settings.plugins.savevm = ("devices",)
     with pytest.raises(MigrationRefused, match="no plugin offers a savevm handler for 'ram'"):
         load(small(FROM_2_4).finish(), settings=settings)
+
+
+class Counting(RamHandler):
+    """RAM's handler, with a note of what is asked of it."""
+
+    def __init__(self, machine, calls):
+        super().__init__(machine)
+        self._calls = calls
+
+    def load(self, reader, kind, version_id):
+        self._calls.append(kind.name)
+        super().load(reader, kind, version_id)
+
+    def commit(self):
+        self._calls.append("commit")
+        super().commit()
+
+    def rollback(self):
+        self._calls.append("rollback")
+        super().rollback()
+
+    def finish(self):
+        self._calls.append("finish")
+        super().finish()
+
+
+class Offering:
+    """A plugin with that handler; `calls` are those of all machines."""
+
+    def __init__(self):
+        self.calls = []
+
+    @hookimpl
+    def whimbrel_savevm_handlers(self, machine):
+        return [SaveVMSpec(name="counted", summary="RAM, counted", create=lambda: [Counting(machine, self.calls)])]
+
+
+@pytest.fixture
+def offering():
+    offering = Offering()
+    offering.plugins = PluginManager()
+    offering.plugins.register(offering)
+    offering.settings = Settings()
+    offering.settings.plugins.savevm = ("counted",)
+    return offering
+
+
+@pytest.mark.parametrize(
+    ("cut", "calls"),
+    [
+        (None, ["START", "PART", "END", "commit", "finish"]),
+        ("START", []),
+        ("PART", ["START", "rollback", "finish"]),
+        ("END", ["START", "PART", "rollback", "finish"]),
+        ("EOF", ["START", "PART", "END", "rollback", "finish"]),
+    ],
+)
+def test_a_handler_of_ram_is_asked_as_its_contract_says(offering, cut, calls):
+    """Each once, in that order, however it ends; any plugin's will do."""
+    script = small(FROM_2_4)
+    stream = script.finish()
+    channel = Crumbs(stream[: script.at(cut)] if cut else stream, [1 << 30])
+    try:
+        CapturedMachine.load(channel, plugins=offering.plugins, settings=offering.settings).close()
+    except ChannelLost:
+        assert cut
+    assert offering.calls == calls
+
+
+def test_a_machine_that_is_not_kept_finishes_once(offering):
+    def keep(machine):
+        raise StreamError("no")
+
+    channel = Crumbs(small(FROM_2_4).finish(), [1 << 30])
+    with pytest.raises(StreamError):
+        Capture(channel, plugins=offering.plugins, settings=offering.settings, keep=keep).run()
+    assert offering.calls == ["START", "PART", "END", "commit", "finish"]
 
 
 # ------------------------------------------------------------------------------------------------------- what it is

@@ -139,6 +139,7 @@ class Capture:
         )
         self._channel = self._walk.channel
         self._handler: SaveVMHandler | None = None
+        self._handler_finished = False
         self._deciding = threading.Lock()  # a cancel and the word that all is well exclude each other
         self._cancelled = threading.Event()
         self._committed = False  # the source is told, or about to be, and may let go
@@ -300,6 +301,7 @@ class Capture:
             raise StreamError("the stream has no RAM", place=Place(offset=self._walk.reader.offset))
         self._handler.commit()
         _find_shared(machine, self._handler)
+        self._handler_finished = True
         self._handler.finish()
         machine.complete(tail.sections, self._form(machine, tail.description), guessed=tail.guessed)
         if tail.behind:
@@ -326,7 +328,8 @@ class Capture:
         self.told = True
 
     def _give_up(self, exc: BaseException) -> None:
-        if self._handler is not None:
+        if self._handler is not None and not self._handler_finished:
+            quietly(self._handler.rollback, "the rollback of the RAM section")
             quietly(self._handler.finish, "the end of the RAM section")
         if self._committed:
             return
