@@ -13,6 +13,7 @@ import os
 import secrets
 import stat
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -93,6 +94,8 @@ class Reception:
         self._file = self._file.absolute()  # whatever folder is the current one by then
         self._max_ram, self._elsewhere = max_ram, elsewhere
         self._patience = Patience(FOR_EVER)
+        self._deciding = threading.Lock()  # a cancel and the file's name exclude each other
+        self._decided = False
         self._capture: Capture | None = None
         self._peer: str | None = None
         self._storing = self._storing_seconds = 0.0
@@ -129,16 +132,27 @@ class Reception:
     def cancel(self) -> bool:
         """Give it up; a source that listens goes on. Returns at once.
 
-        False where it is too late: everything has come from a source that does not listen, and its machine is stored
-        all the same.
+        False where it is too late: all has come from a source that does not listen, and its machine is stored all the
+        same; or the file is in its place, and a source that listens is being told so.
         """
-        self._patience.cancelled.set()
+        with self._deciding:
+            if self._decided:
+                return False
+            self._patience.cancelled.set()
         if self._capture is None:
             return True
         self._capture.cancel()
         if self._capture.heard and self._capture.machine is not None:
             self._capture.machine.cancel_migration()  # that into the file
         return self._capture.heard or not self.storing
+
+    def _decide(self) -> None:
+        """It is stored, and is to have its name. Raises MigrationCancelled if that came first, and nothing is lost."""
+        assert self._capture is not None, "stored before anything was taken"
+        with self._deciding:
+            if self._patience.cancelled.is_set() and self._capture.heard:
+                raise MigrationCancelled("cancelled; a source that listens goes on")
+            self._decided = True
 
     def run(self) -> Receipt:
         """Wait, take and store. Raises as `CapturedMachine.load`, MigrationCancelled, and what storing raises."""
@@ -191,7 +205,7 @@ class Reception:
         asked, replace = self._file, self._replace
         while True:
             try:
-                _put(machine, self._file, replace=replace)
+                _put(machine, self._file, replace=replace, before=self._decide)
                 break
             except WhimbrelError as exc:
                 problem = exc if isinstance(exc, MigrationError) else MigrationError(exc.message, hint=exc.hint)
@@ -228,21 +242,21 @@ def _write_all(out: io.RawIOBase, data: bytes) -> None:
         rest = rest[out.write(rest) or 0 :]
 
 
-def _put(machine: CapturedMachine, file: Path, *, replace: bool) -> None:
+def _put(machine: CapturedMachine, file: Path, *, replace: bool, before: Callable[[], object]) -> None:
     """Store `machine` in `file`, which is there whole or not at all; replaces nothing that has come meanwhile, unasked.
 
-    Raises as `save` does, in words that speak of `file`.
+    `before` is called when it is stored and has only to be given its name. Raises as `save` does, in words that speak
+    of `file`, and what `before` raises.
     """
     _check_file(file, replace=replace)
-    beside = file if replace else file.with_name(f".whimbrel-{secrets.token_hex(8)}")
+    beside = file.with_name(f".whimbrel-{secrets.token_hex(8)}")
     try:
         save(machine, beside)
     except MigrationError as exc:
         raise _in_words(exc, beside, file) from exc
-    if replace:
-        return
     try:
-        _move(beside, file)
+        before()
+        _move(beside, file, replace=replace)
     except OSError as exc:
         machine.reclaim()
         if isinstance(exc, FileExistsError):
@@ -252,16 +266,21 @@ def _put(machine: CapturedMachine, file: Path, *, replace: bool) -> None:
         beside.unlink(missing_ok=True)
 
 
-def _move(beside: Path, file: Path) -> None:
-    """Give what is `beside` the name `file`, which nothing may have. Raises OSError."""
+def _move(beside: Path, file: Path, *, replace: bool) -> None:
+    """Give what is `beside` the name `file`, which nothing may have unless `replace`. Raises OSError."""
     try:
-        os.link(beside, file)
+        if replace:
+            beside.replace(file)
+        else:
+            os.link(beside, file)
     except FileExistsError:
         raise
-    except OSError:  # a file system without links
+    except OSError:
+        if replace:
+            raise
         if os.path.lexists(file):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
-        beside.rename(file)
+        beside.rename(file)  # a file system without links
     folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(folder)

@@ -33,7 +33,12 @@ def complain(text: str) -> None:
 
 def print_json(value: Any) -> None:
     """Print a result for programs: one JSON document."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a path that is no text: JSON can write it all the same
+        text = json.dumps(value, indent=2, default=str)
+    click.echo(text)
 
 
 def print_rows(rows: Iterable[tuple[str, str]]) -> None:

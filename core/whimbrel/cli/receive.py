@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import os
-import sys
-import tempfile
-import threading
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import click
 
+from whimbrel.cli._background import Interruption, watched
+from whimbrel.cli._elsewhere import Elsewhere
 from whimbrel.cli._meter import Meter
 from whimbrel.cli._options import config_option, json_option, size
-from whimbrel.cli._output import note, print_json, print_rows
-from whimbrel.cli._signals import Signals
+from whimbrel.cli._output import complain, note
+from whimbrel.cli._result import print_failure, print_result
+from whimbrel.errors import MigrationCancelled, WhimbrelError
 from whimbrel.units import format_rate, format_seconds, format_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from whimbrel.capture.receiving import Receipt, Reception
-    from whimbrel.errors import MigrationError
-
-POLL: Final = 0.1  # seconds
 
 
 @click.command()
@@ -39,63 +36,72 @@ def receive(uri: str, file: str, max_ram: str | None, force: bool, config: str |
     URI is where to wait for it: tcp:HOST:PORT, unix:PATH, exec:COMMAND and so on; give the same to the source's
     `migrate`. FILE is a stream again, with each page once: `whimbrel inspect`, `whimbrel send` and a QEMU's `-incoming`
     read it. With the capability return-path on, the source lets go of its machine only when FILE is safe on the disk.
-    Ctrl-C gives up, and such a source goes on.
+    Ctrl-C gives up, and such a source goes on; so does a whimbrel, when storing takes longer than its [limits]
+    handover-timeout.
+
+    Without return-path the source has let go once everything has come, and this process has the only copy. If it cannot
+    be written to FILE then, you are asked for another path; where there is no terminal, it goes to the folder for
+    temporary files (and the status is 1), or is held until there is room.
     """
     from whimbrel.capture.receiving import Reception
     from whimbrel.settings import Settings
 
-    reception = Reception(
-        uri,
-        file,
-        max_ram=None if max_ram is None else size("--max-ram", max_ram),
-        replace=force,
-        elsewhere=_elsewhere,
-        settings=Settings.load(config),
-    )
-    note(f"waiting for a machine at {reception.uri}")
-    receipt = _watch(reception, quiet=as_json)
-    if as_json:
-        print_json(attrs.asdict(receipt))
-    else:
-        print_rows(_rows(receipt))
-        if receipt.guessed:
-            note("its devices were told apart without description and footers: `whimbrel inspect` shows what was found")
-    return 0
-
-
-def _watch(reception: Reception, *, quiet: bool) -> Receipt:
-    done: list[Receipt | BaseException] = []
-
-    def work() -> None:
+    limit, settings = None if max_ram is None else size("--max-ram", max_ram), Settings.load(config)
+    elsewhere = Elsewhere(file)
+    # From before a socket is made: a signal must not leave it behind.
+    with Interruption() as interruption:
+        reception = Reception(uri, file, max_ram=limit, replace=force, elsewhere=elsewhere, settings=settings)
+        interruption.ends(lambda: _cancel(reception, elsewhere))
+        note(f"waiting for a machine at {reception.uri}")
         try:
-            done.append(reception.run())
-        except BaseException as exc:  # noqa: BLE001 - raised on the main thread
-            done.append(exc)
-
-    thread = threading.Thread(target=work, name="whimbrel-receive", daemon=True)
-    with Signals(lambda _: reception.cancel()), Meter(quiet=quiet) as meter:
-        thread.start()
-        while thread.is_alive():
-            thread.join(POLL)
-            if reception.received:
-                meter.show("storing" if reception.storing else "received", reception.received)
-    if isinstance(done[0], BaseException):
-        raise done[0]
-    return done[0]
+            receipt = _watch(reception, elsewhere, quiet=as_json)
+        except MigrationCancelled as exc:
+            return print_failure(exc, str(exc), interruption.status(exc.exit_code), as_json=as_json)
+        except WhimbrelError as exc:
+            if not elsewhere.given_up:
+                raise
+            text = f"interrupted; the machine is lost, for it could not be stored: {exc}"
+            return print_failure(MigrationCancelled(text), text, interruption.status(exc.exit_code), as_json=as_json)
+        return _conclude(file, receipt, elsewhere, as_json=as_json)
 
 
-def _elsewhere(exc: MigrationError) -> str | None:
-    """Where else to store a machine whose only copy is in this process."""
-    note(f"whimbrel: {exc}")
-    note("the source has let go of its machine: it is in the memory of this process and nowhere else")
-    if sys.stdin.isatty() and sys.stderr.isatty():
-        path: str = click.prompt("another path to store it at", err=True)
-        return path
-    path = os.path.join(tempfile.gettempdir(), f"whimbrel-{os.getpid()}.stream")  # noqa: PTH118 - a path as text
-    if os.path.lexists(path):
-        return None
-    note(f"trying {path}")
-    return path
+def _watch(reception: Reception, elsewhere: Elsewhere, *, quiet: bool) -> Receipt:
+    with Meter(quiet=quiet) as meter:
+        peer: str | None = None
+
+        def look() -> None:
+            nonlocal peer
+            if peer is None and reception.peer is not None:
+                peer = reception.peer
+                note(f"a source has connected: {peer}")
+            elsewhere.answer(meter.pause)
+            if reception.storing:
+                meter.show("stored", *reception.progress)
+            elif reception.received:
+                meter.show("received", reception.received)
+
+        return watched(reception.run, look)
+
+
+def _cancel(reception: Reception, elsewhere: Elsewhere) -> None:
+    if not elsewhere.give_up() and not reception.cancel():
+        note("too late: everything has come and is being stored; another Ctrl-C may lose the machine")
+
+
+def _conclude(file: str, receipt: Receipt, elsewhere: Elsewhere, *, as_json: bool) -> int:
+    """Say where it is; returns the exit status, which is 1 if that is where nobody has chosen."""
+    document: dict[str, Any] = attrs.asdict(receipt)
+    problem, text = elsewhere.problem, ""
+    if problem is not None and not elsewhere.somebody and receipt.file != os.path.abspath(file):  # noqa: PTH100
+        text = f"the machine is in {receipt.file}, for it could not be stored in {file}: {problem}"
+        document |= {"error-code": problem.code, "error-desc": text}
+    print_result(_rows(receipt), document, as_json=as_json)
+    if text:
+        complain(text)
+        return WhimbrelError.exit_code
+    if receipt.guessed:
+        note("its devices were told apart without description and footers: `whimbrel inspect` shows what was found")
+    return 0
 
 
 def _rows(receipt: Receipt) -> Iterator[tuple[str, str]]:
@@ -104,7 +110,8 @@ def _rows(receipt: Receipt) -> Iterator[tuple[str, str]]:
     yield "devices", str(receipt.devices)
     taken = receipt.seconds - receipt.storing_seconds
     yield "received", f"{format_size(receipt.received)} in {format_seconds(taken)}, {_rate(receipt.received, taken)}"
-    yield "stored", f"{format_size(receipt.stored)} in {receipt.file}, {format_seconds(receipt.storing_seconds)}"
+    file = click.format_filename(receipt.file)
+    yield "stored", f"{format_size(receipt.stored)} in {file}, {format_seconds(receipt.storing_seconds)}"
     yield "source", "was told that it is safe" if receipt.told else "did not listen (return-path is off there)"
 
 

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+import fcntl
+import os
+from contextlib import ExitStack, closing, contextmanager
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from whimbrel.cli._background import POLL, Interruption, watched
+from whimbrel.cli._meter import Meter
 from whimbrel.cli._monitor import exit_status
 from whimbrel.cli._options import config_option, json_option, parameter, size
-from whimbrel.cli._output import complain, note, print_json, print_rows
+from whimbrel.cli._output import complain, note
 from whimbrel.cli._progress import Progress, report
-from whimbrel.cli._signals import Signals
-from whimbrel.errors import HandoverUndecided, MigrationCancelled, WhimbrelError
+from whimbrel.cli._result import print_failure, print_result
+from whimbrel.errors import (
+    ChannelLost,
+    ConfigError,
+    HandoverUndecided,
+    MigrationCancelled,
+    StateError,
+    WhimbrelError,
+)
 
 if TYPE_CHECKING:
-    from whimbrel.migration import OutgoingMigration
+    from collections.abc import Iterator
 
-POLL: Final = 0.1  # seconds
+    from whimbrel.capture import CapturedMachine
+    from whimbrel.capture.taking import Capture
+    from whimbrel.migration import OutgoingMigration
 
 
 @click.command()
@@ -49,26 +63,85 @@ def send(
     The destination is a QEMU with the same devices, started with `-incoming`, or whatever takes its stream. It is done
     when the destination has proved that it holds the whole machine; if it fails before, nothing has moved, and FILE can
     be sent again. FILE is never changed. Ctrl-C cancels.
+
+    Where the destination cannot answer (exec:, file:) there is no proof: look whether it goes on there.
     """
-    from whimbrel.capture import CapturedMachine
+    from whimbrel.capture.files import open_stream
+    from whimbrel.capture.taking import Capture
+    from whimbrel.migration.machine import manager_for
+    from whimbrel.migration.uri import resolve
     from whimbrel.settings import Settings
 
     settings = Settings.load(config)
     settings.parameters.set("max-bandwidth", 0 if max_bandwidth is None else parameter("max-bandwidth", max_bandwidth))
     limit = None if max_ram is None else size("--max-ram", max_ram)
+    plugins = manager_for(settings)
+    resolve(uri, plugins)  # before FILE is loaded, which may take long
     if handover == "qemu":
         note("handing over with QEMU's timing: if the destination refuses the machine at the end, nobody may tell")
-    with CapturedMachine.load(file, max_ram=limit, settings=settings) as machine:
-        migration = machine.migrate(uri, handover=handover)
-        with Signals(lambda _: _cancel(migration)), Progress(quiet=as_json) as progress:
+    with Interruption() as interruption, ExitStack() as stack:
+        channel = stack.enter_context(closing(open_stream(file, settings, plugins)))
+        total = stack.enter_context(_alone(file))
+        capture = Capture(channel, settings=settings, plugins=plugins, max_ram=limit)
+        interruption.ends(capture.cancel)
+        try:
+            machine = stack.enter_context(_load(capture, total, quiet=as_json))
+        except MigrationCancelled as exc:
+            text = f"cancelled; {file} is as it was"
+            return print_failure(exc, text, interruption.status(exc.exit_code), as_json=as_json)
+        with Progress(quiet=as_json) as progress:
+            migration = machine.migrate(uri, handover=handover)
+            interruption.ends(lambda: _cancel(migration))
             error = _watch(migration, progress)
-        info = migration.info.as_dict()
-        expected = progress.expected_downtime
-    if as_json:
-        print_json(info)
-    else:
-        print_rows(report({**progress.last, **info, "error-desc": "", "expected-downtime": None}, expected))
-    return _conclude(file, uri, info, error)
+            info = migration.info.as_dict()
+            expected = progress.expected_downtime
+        text = _meaning(file, uri, info, error)
+        if error is not None:
+            info["error-desc"] = text
+        rows = report({**progress.last, **info, "error-desc": "", "expected-downtime": None}, expected)
+        print_result(rows, info, as_json=as_json)
+        if error is None:
+            note(text)
+            return 0
+        complain(text)
+        if isinstance(error, MigrationCancelled):
+            return interruption.status(error.exit_code)
+        return error.exit_code if isinstance(error, ConfigError) else exit_status(info)
+
+
+def _load(capture: Capture, total: int | None, *, quiet: bool) -> CapturedMachine:
+    """The machine out of a file of so many bytes."""
+    with Meter(quiet=quiet) as meter:
+        try:
+            return watched(capture.run, lambda: meter.show("loaded", capture.received, total))
+        except ChannelLost as exc:
+            exc.hint = "the file is cut, or not whole yet"
+            raise
+
+
+@contextmanager
+def _alone(file: str) -> Iterator[int | None]:
+    """Keep others from sending the same file meanwhile, for only one may be the machine; yields the file's size.
+
+    As good as locks are: where there are none it does nothing. Raises StateError while another sends it.
+    """
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:  # it has an offset behind it, or is gone again
+        yield None
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StateError(
+                f"{file!r} is being sent by another process", hint="wait for its end: the machine may go on there"
+            ) from None
+        except OSError:
+            pass
+        yield os.fstat(descriptor).st_size
+    finally:
+        os.close(descriptor)
 
 
 def _watch(migration: OutgoingMigration, progress: Progress) -> WhimbrelError | None:
@@ -89,14 +162,17 @@ def _cancel(migration: OutgoingMigration) -> None:
         note("too late to cancel: the machine was let go of")
 
 
-def _conclude(file: str, uri: str, info: dict[str, Any], error: WhimbrelError | None) -> int:
+def _meaning(file: str, uri: str, info: dict[str, Any], error: WhimbrelError | None) -> str:
+    """What the end means for the file."""
+    if error is None and info["ownership"] == "done":
+        return f"{file} is a copy from the past now: the machine goes on at {uri}"
     if error is None:
-        note(f"{file} is a copy from the past now: the machine goes on at {uri}")
-        return 0
+        return (
+            f"all of it went to {uri}, which cannot tell whether it arrived: "
+            f"once the machine goes on from there, {file} is a copy from the past"
+        )
     if isinstance(error, MigrationCancelled):
-        complain(f"cancelled; {file} is as it was")
-    elif isinstance(error, HandoverUndecided):
-        complain(f"{error.message}; ask the destination: if it does not run and never will, {file} may be sent again")
-    else:
-        complain(f"{error}; {file} is as it was, and can be sent again")
-    return exit_status(info)
+        return f"cancelled; {file} is as it was"
+    if isinstance(error, HandoverUndecided):
+        return f"{error.message}; ask the destination: if it does not run and never will, {file} may be sent again"
+    return f"{error}; {file} is as it was, and can be sent again"
