@@ -42,7 +42,7 @@ class Tail:
     `guessed` says that the sections were told apart without description and footers. `behind` counts bytes that came
     after the end. `error` says where the stream was cut or makes no sense; `sections` are those before it then. `end`
     is where the description ends, counted from the first device on. `cut` is there if it is not whole: how many bytes
-    of its JSON have come, and how many it is to have, or None if not even that has come.
+    of its JSON have come, and how many it is to have.
     """
 
     sections: tuple[DeviceSection, ...]
@@ -51,7 +51,7 @@ class Tail:
     behind: int = 0
     error: MigrationError | None = None
     end: int = 0
-    cut: tuple[int, int | None] | None = None
+    cut: tuple[int, int] | None = None
 
 
 class TailCollector:
@@ -253,12 +253,10 @@ def _only_pings(data: bytearray) -> bool:
     return all(_ping(data[at : at + _PING]) is not None for at in range(0, len(data), _PING))
 
 
-def _cut(rest: bytearray) -> tuple[int, int | None] | None:
-    """How much came of a description that begins `rest` and is not whole."""
-    if rest[:1] != bytes((Element.VMDESCRIPTION,)):
+def _cut(rest: bytearray) -> tuple[int, int] | None:
+    """How much came of a description whose head begins `rest`, and how much is to come; None if it is whole."""
+    if len(rest) < _TEXT_AT or rest[0] != Element.VMDESCRIPTION:
         return None
-    if len(rest) < _TEXT_AT:
-        return 0, None
     came, length = len(rest) - _TEXT_AT, int.from_bytes(rest[1:_TEXT_AT], "big")
     return (came, length) if came < length else None
 
