@@ -291,11 +291,11 @@ def test_a_source_without_a_description_that_waits(link, short):
     """It has sent everything and says no more; its silence behind the EOF is the end."""
     short(grace=0.05)
     script = rest(with_way_back(SUPPRESSED))
-    taken = link(qemu(script, hang_up=False))
+    taken = link(qemu(script))
     machine = taken.run()
     check(machine, script)
     assert taken.capture.told
-    assert taken.heard == ["PONG 0x1", "PONG 0x10001", "SHUT 0x0", "end"]
+    assert taken.heard == ["PONG 0x1", "PONG 0x10001", "SHUT 0x0"]
     assert taken.kept_before("SHUT 0x0")
 
 
@@ -774,13 +774,33 @@ def test_a_refused_source_that_goes_on_sending(link, short):
     stop.set()
 
 
-def test_a_told_source_that_does_not_hang_up(link, short, caplog):
+def test_a_source_that_does_not_hang_up(link, short):
+    """It was told that all is well, and may never have heard it."""
+    short(order=0.1)
+    taken = link(qemu(script := rest(with_way_back(FROM_2_4)), hang_up=False))
+    with pytest.raises(CaptureUndecided, match=r"has not hung up within 0\.1 s") as caught:
+        taken.run()
+    check(caught.value.machine, script)
+    caught.value.machine.close()
+
+
+def test_a_source_that_let_go_and_does_not_hang_up(link, short, caplog):
+    """It had its proof and gave its order, so nothing is open."""
     short(linger=0.1)
-    script = rest(with_way_back(FROM_2_4))
-    taken = link(qemu(script, hang_up=False))
+    script = rest(with_way_back(FROM_2_4)).ping(PROOF)
+    data = script.finish()
+
+    def play(source):
+        source.send(data)
+        for value in (1, 0x10001, PROOF):
+            source.expect(PONG, value)
+        source.expect(SHUT, 0)
+        source.expect_end()
+
+    taken = link(play)
     check(taken.run(), script)
     assert taken.capture.told
-    assert "has not hung up within" in caplog.text
+    assert "has not hung up within 0.1 s" in caplog.text
 
 
 def test_the_end_mark():

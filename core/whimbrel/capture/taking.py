@@ -51,7 +51,7 @@ from whimbrel.wire.return_path import Shut
 _log = logging.getLogger("whimbrel")
 
 LISTED_MAX: Final = 1 << 56  # bytes; nothing is mapped before the sum is compared with what may be
-ORDER: Final = last_word_timeout(0.0)  # seconds to wait for a source that has had its proof
+ORDER: Final = last_word_timeout(0.0)  # seconds to wait for the last word of a source that may have let go
 IGNORE_SHARED: Final = "x-ignore-shared"
 
 
@@ -312,19 +312,26 @@ class Capture:
         return Form(machine.form().configuration, self._walk.footers, text is not None, text)
 
     def _say_that_all_is_well(self) -> None:
-        """Tell a source that listens, and wait a moment until it has hung up in order: it is through then."""
+        """Tell a source that listens, and wait until it has hung up in order: it is through then.
+
+        One that had its proof let go before it said so. Any other does when it hears this word, so its silence may mean
+        that it never has.
+        """
         if not self.heard:
             return
         if not self._committed:
             self._commit()
-        with Deadline(LINGER, self._channel) as deadline:
+        with Deadline(LINGER if self._walk.proved else ORDER, self._channel) as deadline:
             try:
                 answerer(self._channel)(Shut(0))
                 self._channel.recv_into(bytearray(1))
             except ChannelError as exc:
                 if not deadline.passed:
                     raise
-                _log.warning("the source has not hung up within %g s: %s", LINGER, exc)
+                silence = f"the source has not hung up within {deadline.seconds:g} s"
+                if not self._walk.proved:
+                    raise ChannelLost(silence, place=exc.place) from exc
+                _log.warning("%s: %s", silence, exc)
         self.told = True
 
     def _give_up(self, exc: BaseException) -> None:
