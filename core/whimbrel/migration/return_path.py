@@ -108,6 +108,12 @@ class ReturnPath:
                     self._shut = True
                 case Shut(0):
                     raise StreamError("the destination said that it is through before it had everything")
+                case Shut(value) if self._may_shut:
+                    # A QEMU tells so of its end of the link, not of the machine, which it may run.
+                    raise PeerRefused(
+                        f"the destination has had an error by its last word (SHUT {value})",
+                        hint="its own log says which",
+                    )
                 case Shut(value):
                     raise PeerRefused(
                         f"the destination failed (SHUT {value})", hint="its own error says why; the source goes on"
