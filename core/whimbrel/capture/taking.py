@@ -2,8 +2,8 @@
 
 Whatever fails before the end leaves nothing here, and tells a source that listens to go on (SHUT 1). A source that
 listens is told that all is well (SHUT 0, or the PONG of its proof) only after `keep` has returned: what `keep` has
-stored by then is stored for good, or the source goes on. If the link breaks while it is being told, nobody here can
-know what the source does; the machine is kept then (`CaptureUndecided`).
+stored by then is stored for good, or the source goes on. If the link breaks while it is being told, or it does not
+hang up then, nobody here can know what the source does; the machine is kept then (`CaptureUndecided`).
 """
 
 from __future__ import annotations
