@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from whimbrel.capture import pages
@@ -69,6 +69,7 @@ def test_words_are_told_apart_in_their_order():
     assert len(set(sums(swapped))) == 512
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 5), max_size=150))
 def test_equal_pages_have_equal_sums(choices):
     """Wherever they lie, and whatever is summed with them."""
@@ -92,6 +93,7 @@ RECORDS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(RECORDS)
 def test_against_a_list(bodies):
     """The same page may come twice in one batch, and batches come in any order."""

@@ -1,4 +1,4 @@
-"""What is in a stream: its form, its RAM blocks and how their pages came, its devices and what they say of themselves.
+"""Looks into a stream: its form, its RAM blocks and how their pages came, its devices and what they say of themselves.
 
 Nothing of a machine is made: pages are counted as they pass, and no page is kept. A stream that is cut or damaged is
 looked into as far as it makes sense.
@@ -6,164 +6,53 @@ looked into as far as it makes sense.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from os import PathLike
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
-import attrs
 import numpy as np
 
-from whimbrel.abc import BoolArray, Channel, Patience, SectionKind
+from whimbrel.abc import Channel, SectionKind
+from whimbrel.capture.files import open_stream
+from whimbrel.capture.findings import (
+    BlockReport,
+    Breakdown,
+    Cut,
+    DeviceReport,
+    Inspection,
+    SectionReport,
+)
+from whimbrel.capture.pages import Kinds, PageSums, PageTable, kinds_of
 from whimbrel.capture.tail import Tail
-from whimbrel.capture.taking import IGNORE_SHARED, LISTED_MAX, file_uri
-from whimbrel.capture.walk import Body, Walk
-from whimbrel.errors import IncompatibleError, MigrationError, Place, StreamError
+from whimbrel.capture.taking import IGNORE_SHARED, LISTED_MAX
+from whimbrel.capture.walk import DEVICES, Body, Walk
+from whimbrel.errors import ChannelLost, IncompatibleError, MigrationError, Place
 from whimbrel.migration.machine import manager_for
-from whimbrel.migration.uri import resolve
 from whimbrel.plugins import PluginManager
 from whimbrel.settings import Settings
-from whimbrel.wire import fields
 from whimbrel.wire import ram as wire
-from whimbrel.wire.fields import DecodedDevice
+from whimbrel.wire import skeleton
 from whimbrel.wire.ram import ListedBlock
+from whimbrel.wire.ram_batches import Batch, BatchReader
+from whimbrel.wire.skeleton import SectionHeader
 from whimbrel.wire.tail import DeviceSection
 
-__all__ = ["BlockReport", "DeviceReport", "Inspection", "inspect"]
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
-TRACKED_MAX: Final = 1 << 40  # bytes of RAM of which each page is marked, at a byte a page
+__all__ = ["BlockReport", "Breakdown", "Cut", "DeviceReport", "Inspection", "Kinds", "SectionReport", "inspect"]
 
-_COUNTERS: Final = {
-    wire.Flag.PAGE: "normal",
-    wire.Flag.ZERO: "zero",
-    wire.Flag.XBZRLE: "xbzrle",
-    wire.Flag.COMPRESS_PAGE: "compressed",
-}
+TRACKED_MAX: Final = 1 << 38
+"""Bytes of RAM of which each page is tracked, at 11 bytes a page that comes, and 16 more while contents are compared:
+some 2 GiB for the largest machine."""
 
+TOLD_EVERY: Final = 4 << 20  # bytes between two words of progress
+_FOOTER: Final = len(skeleton.section_footer(0))
+_DESCRIPTION_HEAD: Final = 5
 
-@attrs.define
-class BlockReport:
-    """A RAM block: its size in bytes, and how many records of each kind were about its pages.
-
-    `distinct` is how many of its `pages` came at least once; None if there are too many to be told apart.
-    `guest_address` is there where blocks may be shared with the destination, and then none of their pages comes.
-    """
-
-    name: str
-    size: int
-    guest_address: int | None = None
-    normal: int = 0
-    zero: int = 0
-    xbzrle: int = 0
-    compressed: int = 0
-    encoded_bytes: int = 0
-    distinct: int | None = None
-
-    @property
-    def pages(self) -> int:
-        """How many pages it has."""
-        return self.size // wire.PAGE_SIZE
-
-    @property
-    def records(self) -> int:
-        """Records of all kinds; those beyond `distinct` are of pages that came again."""
-        return self.normal + self.zero + self.xbzrle + self.compressed
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {**attrs.asdict(self), "pages": self.pages, "records": self.records}
-
-
-@attrs.frozen
-class DeviceReport:
-    """A device section: `size` is its body's in bytes; `decoded` its fields, or None, and then `problem` says why."""
-
-    name: str
-    instance_id: int
-    version_id: int
-    section_id: int
-    size: int
-    decoded: DecodedDevice | None = attrs.field(default=None, repr=False)
-    problem: str = ""
-
-    @classmethod
-    def of(cls, section: DeviceSection) -> DeviceReport:
-        """Look into a section."""
-        header = section.header
-        decoded, problem = None, ""
-        if section.described is None:
-            problem = "the stream has no description of it"
-        else:
-            try:
-                decoded = fields.decode(section.described, section.body)
-            except StreamError as exc:
-                problem = exc.message
-        return cls(
-            header.idstr,
-            header.instance_id,
-            header.version_id,
-            header.section_id,
-            len(section.body),
-            decoded,
-            problem,
-        )
-
-    def as_dict(self, *, values: bool = True) -> dict[str, Any]:
-        """For JSON; its fields too, with `values`."""
-        shown = attrs.asdict(self, filter=lambda attribute, _: attribute.name not in ("decoded", "problem"))
-        if self.problem:
-            shown["problem"] = self.problem
-        if values and self.decoded is not None:
-            inside = self.decoded.as_dict()
-            shown["fields"] = inside["fields"]
-            shown["subsections"] = inside.get("subsections", [])
-        return shown
-
-
-@attrs.define(kw_only=True)
-class Inspection:
-    """What was found in a stream, up to `error` if that is not None. Sizes are in bytes.
-
-    `machine` is None where the stream does not name one. `bodies` counts those of RAM: START, PARTs, END; `ram_bytes`
-    is what they are long together. `description` is that of the JSON. `behind` counts bytes after the stream's end.
-    `guessed`: the devices were told apart without description and footers.
-    """
-
-    source: str
-    size: int = 0
-    machine: str | None = None
-    configuration: bool = False
-    capabilities: tuple[str, ...] = ()
-    uuid: UUID | None = None
-    return_path: bool = False
-    footers: bool = False
-    description: int | None = None
-    bodies: int = 0
-    ram_bytes: int = 0
-    blocks: list[BlockReport] = attrs.field(factory=list)
-    devices: tuple[DeviceReport, ...] = ()
-    guessed: bool = False
-    behind: int = 0
-    error: MigrationError | None = None
-
-    @property
-    def ram(self) -> int:
-        """Bytes of RAM that the machine has."""
-        return sum(block.size for block in self.blocks)
-
-    def as_dict(self, *, values: bool = True) -> dict[str, Any]:
-        """For JSON; with `values` the fields of each device too."""
-        shown = attrs.asdict(self, recurse=False)
-        shown["uuid"] = None if self.uuid is None else str(self.uuid)
-        shown["capabilities"] = list(self.capabilities)
-        shown["ram"] = self.ram
-        shown["blocks"] = [block.as_dict() for block in self.blocks]
-        shown["devices"] = [device.as_dict(values=values) for device in self.devices]
-        del shown["error"]
-        if self.error is not None:
-            shown["error-code"], shown["error-desc"] = self.error.code, str(self.error)
-        return shown
+_MISSING: Final = {"head": "the head of the next section or the end of the stream", "command": "the rest of a command"}
 
 
 def inspect(
@@ -177,76 +66,204 @@ def inspect(
 
     `progress` is called now and then with the bytes read so far. What is wrong in the stream is in the result
     (`error`), with all that came before. Raises ConfigError and ConnectError for a file that cannot be read, and
-    StreamError for one that is no migration stream at all.
+    ChannelLost or a ProtocolError for one that does not even begin like a migration stream.
     """
     settings = settings if settings is not None else Settings()
     if not isinstance(source, Channel):
-        plugins = plugins if plugins is not None else manager_for(settings)
-        file = resolve(file_uri(source), plugins)
-        with closing(file.spec.create().listen(file.address)) as listener:
-            source = listener.accept(Patience(settings.limits.connect_timeout))
+        source = open_stream(source, settings, plugins if plugins is not None else manager_for(settings))
     with closing(source) as channel:
         return _Inspector(channel, settings, progress).run()
+
+
+class _Counted(Channel):
+    """`channel`, with what came out of it counted."""
+
+    duplex = False
+
+    def __init__(self, channel: Channel) -> None:
+        self.peer, self._channel = channel.peer, channel
+        self.count = 0
+        self.ended = False
+
+    def recv_into(self, buffer: Buffer) -> int:
+        count = self._channel.recv_into(buffer)
+        self.count += count
+        self.ended = count == 0
+        return count
+
+    def send(self, data: Buffer) -> None:
+        self._channel.send(data)
+
+    def end_writing(self) -> None:
+        self._channel.end_writing()
+
+    def close(self) -> None:
+        self._channel.close()
 
 
 class _Inspector:
     """Follows one stream; one use."""
 
     def __init__(self, channel: Channel, settings: Settings, progress: Callable[[int], object]) -> None:
-        self._walk = Walk(channel, settings.limits)
+        self._channel = _Counted(channel)
+        self._walk = Walk(self._channel, settings.limits)
         self._settings, self._progress = settings, progress
+        self._told = 0
         self._found = Inspection(source=channel.peer)
         self._blocks: dict[str, BlockReport] = {}
-        self._came: dict[str, BoolArray] | None = None
-        self._records = wire.RecordReader({})
+        self._tables: dict[str, PageTable] = {}
+        self._records = BatchReader({})
+        self._expected = "a stream's header and its configuration"
 
     def run(self) -> Inspection:
         found, walk = self._found, self._walk
-        configuration = walk.begin()
+        try:
+            configuration = walk.begin()
+        except MigrationError as exc:
+            raise self._judged(exc) from exc.__cause__
+        found.breakdown.header = walk.reader.offset
         if configuration is not None:
             found.machine, found.configuration = configuration.machine, True
             found.capabilities = configuration.capabilities
             found.uuid = None if configuration.uuid is None else UUID(bytes=configuration.uuid)
         try:
-            while (body := walk.next_body()) is not None:
+            while (body := self._next_body()) is not None:
                 self._count_body(body)
         except MigrationError as exc:
-            found.error = exc.at(Place(offset=walk.reader.offset))
-        found.size = walk.reader.offset
+            found.error = self._judged(exc.at(Place(offset=walk.reader.offset)))
+        found.size = self._channel.count if self._channel.ended else walk.reader.offset
         found.footers, found.return_path = walk.footers, walk.return_path_open
         found.blocks = list(self._blocks.values())
-        for name, came in (self._came or {}).items():
-            self._blocks[name].distinct = int(np.count_nonzero(came))
-        if walk.end is not None:
+        self._sum_up_pages()
+        if walk.end is None:
+            found.devices = tuple(DeviceReport.of(section) for section in walk.early)
+        else:
             self._add_tail(walk.end)
+        if found.error is not None:
+            found.breakdown.unread = found.size - found.breakdown.total
         return found
 
+    def _judged(self, exc: MigrationError) -> MigrationError:
+        """What to say of an error: that the stream is cut, if that is what it comes from."""
+        if not isinstance(exc, ChannelLost) or not self._channel.ended:
+            return exc
+        return self._cut(exc.place, self._expected)
+
+    def _cut(self, place: Place, expected: str, says: str = "") -> ChannelLost:
+        cut = self._found.cut = Cut(self._channel.count, place.section, place.block, expected)
+        return ChannelLost(
+            says or f"the stream is cut: it ends here, expected {expected}",
+            place=Place(cut.section, cut.block, cut.offset, self._channel.peer),
+        )
+
+    # --------------------------------------------------------------------------------------- between the bodies
+
+    def _next_body(self) -> Body | None:
+        """The next body of RAM, with what stands before it counted; None at the end."""
+        walk, spent = self._walk, self._found.breakdown
+        began, known = walk.reader.offset, len(walk.early)
+        behind_a_body = bool(self._found.sections)
+        try:
+            body = walk.next_body()
+        except MigrationError as exc:
+            self._expected = _MISSING.get(exc.place.section or "", "the footer of this section")
+            self._add_devices(walk.early[known:])
+            raise
+        heads, bodies = self._add_devices(walk.early[known:])
+        footer = _FOOTER if behind_a_body and walk.footers else 0
+        head = 0 if body is None else _head_size(body.header, body.kind)
+        spent.section_heads += footer + head
+        end = walk.reader.offset if body is not None else walk.base
+        spent.commands += end - began - footer - heads - bodies - head
+        return body
+
+    def _add_devices(self, sections: Sequence[DeviceSection]) -> tuple[int, int]:
+        """Count sections that the walk has just found; returns the bytes of their heads and footers, and of bodies."""
+        heads = bodies = 0
+        for section in sections:
+            header = section.header
+            numbers = header.instance_id, header.version_id, header.section_id
+            offset = self._walk.base + section.offset
+            self._found.sections.append(
+                SectionReport(SectionKind.FULL, header.idstr, *numbers, offset, len(section.body))
+            )
+            heads += _head_size(header, SectionKind.FULL) + (_FOOTER if self._walk.footers else 0)
+            bodies += len(section.body)
+        self._found.breakdown.section_heads += heads
+        self._found.breakdown.devices += bodies
+        return heads, bodies
+
     def _add_tail(self, tail: Tail) -> None:
-        found = self._found
+        found, spent, walk = self._found, self._found.breakdown, self._walk
         found.devices = tuple(DeviceReport.of(section) for section in tail.sections)
-        found.description = None if tail.description is None else len(tail.description.text)
         found.guessed, found.behind, found.error = tail.guessed, tail.behind, tail.error
+        last = tail.sections[len(walk.early) :]
+        heads, bodies = self._add_devices(last)
+        if tail.cut is not None:
+            came, length = tail.cut
+            says = f"the description is cut: {came} of {length} bytes came"
+            found.error = self._cut(Place(section="description"), f"{length - came} more bytes of it", says)
+            spent.description = _DESCRIPTION_HEAD + came
+            found.behind = 0
+        elif tail.description is not None:
+            found.description = len(tail.description.text)
+            spent.description = _DESCRIPTION_HEAD + found.description
+        elif tail.error is not None:
+            inside = tail.error.place.section not in (None, DEVICES)
+            self._expected = "the rest of this section" if inside else "a device section or the end of the stream"
+            found.error = self._judged(tail.error)
+        length_here = found.size - walk.base
+        if found.error is None or tail.cut is not None:
+            spent.section_heads += 1  # the end mark
+            spent.behind = found.behind
+            spent.commands += length_here - heads - bodies - spent.description - spent.behind - 1
+        elif last:
+            end = last[-1].offset + len(last[-1].body) + _head_size(last[-1].header, SectionKind.FULL)
+            spent.commands += end + (_FOOTER if walk.footers else 0) - heads - bodies
 
     # ------------------------------------------------------------------------------------------------------- RAM
 
     def _count_body(self, body: Body) -> None:
-        reader = self._walk.reader
+        reader, spent = self._walk.reader, self._found.breakdown
         began = reader.offset
+        section = self._section(body, began - _head_size(body.header, body.kind))
         try:
+            limit, self._expected = 0, ""
             if body.kind is SectionKind.START:
+                self._expected = "the rest of the list of RAM blocks"
                 self._begin(body)
-                limit = 0
+                spent.block_list += reader.offset - began
+                self._expected = ""
             else:
                 limit = sum(block.pages for block in self._blocks.values())
-            for name, run in self._records.body(reader, limit):
-                self._count(self._blocks[name], run)
-                self._progress(reader.offset)
+            for name, batch in self._records.body(reader, limit):
+                self._count(name, batch)
+                if reader.offset - self._told >= TOLD_EVERY:
+                    self._told = reader.offset
+                    self._progress(reader.offset)
+            spent.record_heads += len(wire.EOS_RECORD)
         except MigrationError as exc:
-            section = f"{body.header.idstr!r} (id {body.header.section_id})"
-            raise exc.at(Place(section=section, offset=reader.offset)) from exc.__cause__
+            self._expected = self._expected or self._rest_of_record()
+            place = Place(section=f"{body.header.idstr!r} (id {body.header.section_id})", offset=reader.offset)
+            raise exc.at(place) from exc.__cause__
         finally:
-            self._found.bodies += 1
-            self._found.ram_bytes += reader.offset - began
+            section.size += reader.offset - began
+
+    def _section(self, body: Body, offset: int) -> SectionReport:
+        """Where a body is counted: with the one before, if that is of the same kind."""
+        header, sections = body.header, self._found.sections
+        if sections and (sections[-1].kind, sections[-1].section_id) == (body.kind, header.section_id):
+            sections[-1].count += 1
+        else:
+            numbers = header.instance_id, header.version_id, header.section_id
+            sections.append(SectionReport(body.kind, header.idstr, *numbers, offset))
+        return sections[-1]
+
+    def _rest_of_record(self) -> str:
+        have = self._channel.count - self._walk.reader.offset
+        if not have:
+            return "another record or the end of this body"
+        return f"at least {self._records.need - have} more bytes of a record"
 
     def _begin(self, body: Body) -> None:
         if body.header.version_id != wire.VERSION_ID:
@@ -260,15 +277,42 @@ class _Inspector:
         )
         self._blocks = {block.name: BlockReport(block.name, block.size, block.guest_address) for block in listed}
         sizes = {block.name: block.size for block in listed}
-        self._records = wire.RecordReader(sizes)
-        if sum(sizes.values()) <= TRACKED_MAX:
-            # Zeros that nobody has touched cost nothing: a list may be long, what counts is what comes.
-            self._came = {name: np.zeros(size // wire.PAGE_SIZE, np.bool_) for name, size in sizes.items()}
+        self._records = BatchReader(sizes)
+        self._found.tracked = sum(sizes.values()) <= TRACKED_MAX
+        if self._found.tracked:
+            sums = PageSums()
+            self._tables = {name: PageTable(size // wire.PAGE_SIZE, sums) for name, size in sizes.items()}
 
-    def _count(self, block: BlockReport, run: wire.Run) -> None:
-        counter = _COUNTERS[run.flag]
-        setattr(block, counter, getattr(block, counter) + len(run.indices))
-        if len(run.starts):
-            block.encoded_bytes += int((run.ends - run.starts).sum())
-        if self._came is not None:
-            self._came[block.name][run.indices] = True
+    def _count(self, name: str, batch: Batch) -> None:
+        block, spent = self._blocks[name], self._found.breakdown
+        kinds = kinds_of(batch)
+        counts = np.bincount(kinds, minlength=4)
+        payloads = np.bincount(kinds, batch.ends - batch.starts, minlength=4)
+        block.records.add(counts)
+        block.bytes += batch.size
+        pages, _, xbzrle, compressed = (int(size) for size in payloads.tolist())
+        named = int(batch.starts[0]) - wire.WORD if batch.flags[0] == wire.Flag.ZERO else 0
+        zero = int(counts[1]) * wire.ZERO_STRIDE + named
+        spent.pages += pages
+        spent.zero += zero
+        spent.xbzrle += xbzrle
+        spent.compressed += compressed
+        spent.record_heads += batch.size - pages - zero - xbzrle - compressed
+        if self._tables:
+            self._tables[name].take(batch)
+
+    def _sum_up_pages(self) -> None:
+        times = np.zeros(1, np.int64)
+        for name, table in self._tables.items():
+            block, more = self._blocks[name], table.times()
+            block.last, block.distinct, block.passes = table.last(), table.distinct(), len(more) - 1
+            total = np.zeros(max(len(times), len(more)), np.int64)
+            total[: len(times)] = times
+            total[: len(more)] += more
+            times = total
+        (seen,) = times.nonzero()
+        self._found.times = tuple(zip(seen.tolist(), times[seen].tolist(), strict=True))
+
+
+def _head_size(header: SectionHeader, kind: SectionKind) -> int:
+    return len(skeleton.section_header(kind, header))
