@@ -572,7 +572,7 @@ def test_somebody_is_gone(at_a_terminal, tmp_path):
 # -------------------------------------------------------------------------------------------------- it is interrupted
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_interrupted_while_it_waits(start, folder, number):
     receive = start("receive", "unix:socket", "machine.stream", "--json")
     receive.wait_line("waiting for a machine")
@@ -648,6 +648,38 @@ def test_interrupted_when_it_is_here_and_nowhere_else(cli, peer, file):
     assert holds(file, script)
 
 
+def test_the_terminal_goes(at_a_terminal, tmp_path):
+    """While somebody is asked: that is not to say that the machine may be lost."""
+    script = large(100)
+    with Terminal() as terminal:
+        receive = at_a_terminal(terminal, sends(script), "--json", room=FULL)
+        terminal.wait("Where to store it")
+        resource.prlimit(receive.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+        receive.send_signal(signal.SIGHUP)
+        receive.send_signal(signal.SIGHUP)
+        out, _ = receive.communicate(timeout=LONG)
+    assert receive.returncode == 1, "it is where nobody has chosen"
+    (name,) = names(tmp_path)
+    assert json.loads(out)["file"] == str(tmp_path / name)
+    assert holds(tmp_path / name, script)
+
+
+def test_it_may_outlive_its_terminal(start, folder, peer):
+    """As with nohup."""
+    script = small(FROM_2_4)
+    source = peer(sends(script))
+    receive = start(
+        "receive",
+        source.uri,
+        "machine.stream",
+        pass_fds=[source.descriptor],
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+    )
+    os.close(source.descriptor)
+    receive.interrupt(signal.SIGHUP)
+    assert receive.exit_code == 0
+
+
 def test_twice(start, folder, peer):
     """Somebody who cannot wait."""
     script = listening()
@@ -664,9 +696,7 @@ def test_twice(start, folder, peer):
 # ------------------------------------------------------------------------------------------------- nobody looks at it
 
 
-@pytest.mark.parametrize(
-    ("way", "form"), [("closed", []), ("full", []), ("full", ["--json"]), ("gone", []), ("both", ["--json"])]
-)
+@pytest.mark.parametrize(("way", "form"), [("closed", []), ("full", ["--json"]), ("gone", []), ("both", ["--json"])])
 def test_what_cannot_be_printed(peer, file, way, form):
     """The machine is there all the same, and so says the status."""
     script = small(FROM_2_4)

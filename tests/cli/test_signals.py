@@ -13,7 +13,7 @@ import pytest
 from whimbrel.cli._signals import Signals
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_first_signal_is_handed_on(number):
     before = signal.getsignal(number)
     heard = queue.SimpleQueue()

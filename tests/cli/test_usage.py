@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-COMMANDS = ["cancel", "demo", "migrate", "plugins", "run", "set", "status"]
+COMMANDS = ["cancel", "demo", "inspect", "migrate", "plugins", "receive", "run", "send", "set", "status"]
 
 
 def test_help_lists_the_commands(cli):
@@ -58,6 +58,13 @@ def test_version(cli):
         (["set", "max-bandwith", "1", "--qmp", "unix:x"], "did you mean 'max-bandwidth'?"),
         (["set", "return-path", "perhaps", "--qmp", "unix:x"], "expected: boolean"),
         (["set", "max-bandwidth", "fast", "--qmp", "unix:x"], "is not a rate"),
+        (["receive", "unix:x"], "Missing argument 'FILE'; `whimbrel receive --help` tells how"),
+        (["receive", "unix:x", "a", "b"], "Got unexpected extra argument (b)"),
+        (["receive", "unix:x", "a", "--max-ram"], "Option '--max-ram' requires an argument"),
+        (["receive", "unix:x", "a", "--forc"], "No such option '--forc'"),
+        (["send", "a"], "Missing argument 'URI'; `whimbrel send --help` tells how"),
+        (["send", "a", "unix:x", "--handover", "soon"], "'soon' is not one of 'proof', 'qemu'"),
+        (["inspect"], "Missing argument 'FILE'; `whimbrel inspect --help` tells how"),
         (["demo", "--size", "33"], "give it a size of whole records"),
         (["demo", "--size", "0"], "a table of 0 bytes cannot be"),
         (["demo", "--size", "1EiB"], "cannot be"),

@@ -209,6 +209,8 @@ class Reception:
                 break
             except WhimbrelError as exc:
                 problem = exc if isinstance(exc, MigrationError) else MigrationError(exc.message, hint=exc.hint)
+                if self._capture.heard:
+                    problem.hint = f"{problem.hint + '; ' if problem.hint else ''}its source goes on"
                 another = None if self._capture.heard else self._elsewhere(problem)
                 if another is None:
                     raise problem from exc

@@ -59,6 +59,10 @@ class Elsewhere:
             self._given_up.set()
         return self.given_up
 
+    def hang_up(self) -> None:
+        """The terminal is gone, and whoever was at it. Any thread."""
+        self._somebody = False
+
     def __call__(self, exc: WhimbrelError) -> str | None:
         """Another path, after `exc`; None to give up. On the thread that stores."""
         self._questions.put(exc)
@@ -83,8 +87,7 @@ class Elsewhere:
             note(f"Where to store it? (Enter tries {self._file} again, Ctrl-C gives the machine up)")
         while self._somebody and not self.given_up:
             if select.select([sys.stdin], [], [], POLL)[0]:
-                line = os.read(sys.stdin.fileno(), LINE)
-                if line:
+                if line := _read():
                     return os.fsdecode(line).strip() or self._file
                 self._somebody = False
         return None
@@ -101,6 +104,14 @@ class Elsewhere:
         self._given_up.wait(AGAIN)
         self._places = _spare()
         return self._file
+
+
+def _read() -> bytes:
+    """A line; nothing at the end, or when the terminal is gone."""
+    try:
+        return os.read(sys.stdin.fileno(), LINE)
+    except OSError:
+        return b""
 
 
 def _spare() -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from whimbrel.cli._output import console, note
@@ -51,9 +52,10 @@ class Meter:
 
     def pause(self) -> None:
         """Leave the terminal to somebody else, until the next `show`."""
-        if self._status is not None:
-            self._status.stop()
-            self._status = None
+        status, self._status = self._status, None
+        if status is not None:
+            with suppress(OSError):  # the terminal may be gone
+                status.stop()
 
     def __enter__(self) -> Self:
         self._on_a_terminal = not self._quiet and sys.stderr is not None and sys.stderr.isatty()
@@ -63,11 +65,12 @@ class Meter:
         self.pause()
 
     def _show(self, text: str) -> None:
-        if self._status is None:
-            self._status = console(error=True).status(text)
-            self._status.start()
-        else:
+        if self._status is not None:
             self._status.update(text)
+            return
+        self._status = console(error=True).status(text)
+        with suppress(OSError):
+            self._status.start()
 
     def _rate(self, now: float, count: int) -> float | None:
         """Bytes per second of late, once that can be told."""

@@ -10,7 +10,7 @@ status means
 1      it failed
 2      it was asked for wrongly: usage, settings, addresses; nothing has changed
 3      a machine was let go of, and the destination's last word is missing
-130    interrupted or cancelled (143: terminated); a machine that was not let go of goes on
+130    interrupted or cancelled (143: terminated, 129: hung up); a machine that was not let go of goes on
 ====== ================================================================================
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -51,7 +52,7 @@ def receive(uri: str, file: str, max_ram: str | None, force: bool, config: str |
     # From before a socket is made: a signal must not leave it behind.
     with Interruption() as interruption:
         reception = Reception(uri, file, max_ram=limit, replace=force, elsewhere=elsewhere, settings=settings)
-        interruption.ends(lambda: _cancel(reception, elsewhere))
+        interruption.ends(lambda: _cancel(interruption, reception, elsewhere))
         note(f"waiting for a machine at {reception.uri}")
         try:
             receipt = _watch(reception, elsewhere, quiet=as_json)
@@ -83,8 +84,12 @@ def _watch(reception: Reception, elsewhere: Elsewhere, *, quiet: bool) -> Receip
         return watched(reception.run, look)
 
 
-def _cancel(reception: Reception, elsewhere: Elsewhere) -> None:
-    if not elsewhere.give_up() and not reception.cancel():
+def _cancel(interruption: Interruption, reception: Reception, elsewhere: Elsewhere) -> None:
+    if interruption.number is signal.SIGHUP:
+        elsewhere.hang_up()  # which is not to say that the machine may be lost
+    elif elsewhere.give_up():
+        return
+    if not reception.cancel():
         note("too late: everything has come and is being stored; another Ctrl-C may lose the machine")
 
 
