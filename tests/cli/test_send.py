@@ -196,6 +196,15 @@ def test_an_address_that_cannot_be(cli, complaint, file):
     assert complaint(result).endswith(f"{file} is as it was, and can be sent again")
 
 
+def test_the_file_itself(cli, complaint, file, folder, monkeypatch):
+    (folder / "link").symlink_to("machine.stream")
+    monkeypatch.chdir(folder)
+    for uri in (f"file:{file}", "file:machine.stream", "file:machine.stream,offset=4096"):
+        result = cli("send", folder / "link", uri)
+        assert result.exit_code == 2
+        assert "is the file itself, which is never changed; name another one" in complaint(result)
+
+
 def test_too_large(cli, complaint, file, folder):
     result = cli("send", file, f"unix:{folder}/x", "--max-ram", "1MiB")
     assert result.exit_code == 1

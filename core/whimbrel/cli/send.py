@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from whimbrel.capture import CapturedMachine
     from whimbrel.capture.taking import Capture
     from whimbrel.migration import OutgoingMigration
+    from whimbrel.migration.uri import Destination
 
 
 @click.command()
@@ -76,7 +77,7 @@ def send(
     settings.parameters.set("max-bandwidth", 0 if max_bandwidth is None else parameter("max-bandwidth", max_bandwidth))
     limit = None if max_ram is None else size("--max-ram", max_ram)
     plugins = manager_for(settings)
-    resolve(uri, plugins)  # before FILE is loaded, which may take long
+    _check_apart(resolve(uri, plugins), file)  # before FILE is loaded, which may take long
     if handover == "qemu":
         note("handing over with QEMU's timing: if the destination refuses the machine at the end, nobody may tell")
     with Interruption() as interruption, ExitStack() as stack:
@@ -107,6 +108,13 @@ def send(
         if isinstance(error, MigrationCancelled):
             return interruption.status(error.exit_code)
         return error.exit_code if isinstance(error, ConfigError) else exit_status(info)
+
+
+def _check_apart(destination: Destination, file: str) -> None:
+    """Raise ConfigError for a destination that is the file itself."""
+    path = destination.address.partition(",offset=")[0]
+    if destination.spec.name == "file" and os.path.realpath(path) == os.path.realpath(file):
+        raise ConfigError(f"{destination.uri!r} is the file itself, which is never changed", hint="name another one")
 
 
 def _load(capture: Capture, total: int | None, *, quiet: bool) -> CapturedMachine:
