@@ -266,13 +266,16 @@ def test_as_long_a_tail_as_may_be(load, check, short_tails, shape):
             assert caught.value.place.section == "devices"
 
 
-def test_early_devices_count_too(load, check, short_tails):
-    """However many times RAM goes on in between: all of them together are kept."""
+def test_early_devices_are_bounded_too(plugins, short_tails):
+    """However many times RAM goes on in between: all of them together are kept, and no more than may be."""
     script = Script(SUPPRESSED, {"a": 1}).header().start()
-    for number in range(100):
+    for number in range(400):
         script.full(Device("d", 100 + number, bytes(1000))).part()
+    stream = script.end().full(Device("d", 99, b"")).finish()
+    capture = Capture(Crumbs(stream, [3000]), settings=short_tails, plugins=plugins)
     with pytest.raises(StreamError, match="longer than 65536"):
-        load(script.end().full(Device("d", 99, b"")).finish(), settings=short_tails, sizes=[3000])
+        capture.run()
+    assert capture.received < 90_000 < len(stream)
 
 
 def test_an_endless_tail(plugins):

@@ -137,6 +137,16 @@ def test_ram_that_goes_on_again_and_again(load, check):
     check(load(script.finish(), sizes=[(1 << 20) - 3, 1 << 20, 5]), script)
 
 
+def test_what_was_read_too_far_twice(load, check):
+    """More is given back than the reader can take at once; and before it has taken the rest, there is more to give."""
+    script = begun(FROM_2_4, {"a": 600}).full(Device("one", 10, b"1"))
+    part = len(script.data)
+    script.part(("a", 0, 1)).full(Device("two", 11, b"2")).part(*(("a", n, page(n)) for n in range(600)))
+    script.end().full(Device("three", 12, b"3"))
+    # The first piece ends where nobody can tell yet what stands behind the device, and the next is all that fits.
+    check(load(script.finish(), sizes=[part + 2, 1 << 20]), script)
+
+
 # ------------------------------------------------------------------------------------------------------- lookalikes
 
 
