@@ -355,7 +355,7 @@ def gone(monkeypatch, place):
     def putting(machine, file, **more):
         if place.exists() and not away.exists():
             place.rename(away)
-        put(machine, file, **more)
+        return put(machine, file, **more)
 
     monkeypatch.setattr(receiving, "_put", putting)
     return lambda: place.mkdir()
@@ -406,6 +406,23 @@ def test_a_file_that_came_meanwhile_is_not_replaced(cli, complaint, peer, file, 
     assert "is there already" in complaint(result)
     assert file.read_text() == "somebody's"
     assert names(file.parent) == ["machine.stream"]
+    assert holds(spare / names(spare)[0], script)
+
+
+def test_a_file_that_goes_before_it_has_its_name(cli, peer, file, place, spare, monkeypatch):
+    """Somebody cleans up."""
+    save = receiving.save
+
+    def saving(machine, path):
+        save(machine, path)
+        if path.parent == place:
+            path.unlink()
+
+    monkeypatch.setattr(receiving, "save", saving)
+    script = small(FROM_2_4)
+    result = cli("receive", peer(sends(script)).uri, file)
+    assert result.exit_code == 1
+    assert names(place) == []
     assert holds(spare / names(spare)[0], script)
 
 

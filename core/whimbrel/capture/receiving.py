@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -205,7 +206,7 @@ class Reception:
         asked, replace = self._file, self._replace
         while True:
             try:
-                _put(machine, self._file, replace=replace, before=self._decide)
+                self._stored = _put(machine, self._file, replace=replace, before=self._decide)
                 break
             except WhimbrelError as exc:
                 problem = exc if isinstance(exc, MigrationError) else MigrationError(exc.message, hint=exc.hint)
@@ -215,7 +216,6 @@ class Reception:
                 if another is None:
                     raise problem from exc
                 self._file, replace = Path(another).absolute(), self._replace and Path(another) == asked
-        self._stored = self._file.stat().st_size
         self._storing_seconds = time.monotonic() - self._storing
 
     def _describe(self, machine: CapturedMachine) -> None:
@@ -244,11 +244,11 @@ def _write_all(out: io.RawIOBase, data: bytes) -> None:
         rest = rest[out.write(rest) or 0 :]
 
 
-def _put(machine: CapturedMachine, file: Path, *, replace: bool, before: Callable[[], object]) -> None:
+def _put(machine: CapturedMachine, file: Path, *, replace: bool, before: Callable[[], object]) -> int:
     """Store `machine` in `file`, which is there whole or not at all; replaces nothing that has come meanwhile, unasked.
 
-    `before` is called when it is stored and has only to be given its name. Raises as `save` does, in words that speak
-    of `file`, and what `before` raises.
+    Returns the file's size. `before` is called when it is stored and has only to be given its name. Raises as `save`
+    does, in words that speak of `file`, and what `before` raises.
     """
     _check_file(file, replace=replace)
     beside = file.with_name(f".whimbrel-{secrets.token_hex(8)}")
@@ -257,6 +257,7 @@ def _put(machine: CapturedMachine, file: Path, *, replace: bool, before: Callabl
     except MigrationError as exc:
         raise _in_words(exc, beside, file) from exc
     try:
+        stored = beside.stat().st_size
         before()
         _move(beside, file, replace=replace)
     except OSError as exc:
@@ -265,7 +266,9 @@ def _put(machine: CapturedMachine, file: Path, *, replace: bool, before: Callabl
             raise ConfigError(f"{str(file)!r} is there already", hint="--force replaces it") from exc
         raise ChannelLost(f"{str(file)!r} cannot be made: {exc.strerror}") from exc
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink()
+    return stored
 
 
 def _move(beside: Path, file: Path, *, replace: bool) -> None:
