@@ -1,4 +1,4 @@
-"""Thousands of damaged streams: each ends in a machine or in one error of ours, in bounded memory and time."""
+"""Damaged streams, thousands in the long run: each ends in a machine or in one error of ours, in bounded memory and time."""
 
 import json
 import subprocess
@@ -27,8 +27,8 @@ def run(first, stop, seconds):
 
 
 @pytest.mark.slow
-def test_some_thousand_damaged_streams():
-    run(0, 2000, 300)
+def test_some_hundred_damaged_streams():
+    run(0, 600, 300)
 
 
 @pytest.mark.long
