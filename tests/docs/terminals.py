@@ -1,8 +1,8 @@
 """Terminals in which the commands of a page are typed, and the session of a whole page.
 
 A command that waits for something (`LASTING`) stays in its terminal once it has printed what the page shows. Any other
-ends, with what the page shows among its lines and with status 0, unless the page asks for another (`echo $?`). A `text`
-block of its own is what some terminal says by then.
+ends, with what the page shows among its lines and with status 0, unless the page asks for another (`echo $?`); `…` is
+what the page leaves out. A `text` block of its own is what some terminal says by then.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ class Session:
                 terminal.wait_for(self._like(output[output.index("^C") - 1]))
                 terminal.interrupt()
             self._status = terminal.end()
-            missing = [e for e in output if e != "^C" and not any(map(self._like(e), terminal.lines))]
+            missing = [e for e in output if e not in ("^C", "…") and not any(map(self._like(e), terminal.lines))]
             if not missing:
                 return
             # How a machine stands is asked again until it stands as the page says.
