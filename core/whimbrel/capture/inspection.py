@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 __all__ = ["BlockReport", "Breakdown", "Cut", "DeviceReport", "Inspection", "Kinds", "SectionReport", "inspect"]
 
 TRACKED_MAX: Final = 1 << 38
-"""Bytes of RAM of which each page is tracked, at 11 bytes a page that comes, and 16 more while contents are compared:
-some 2 GiB for the largest machine."""
+"""Bytes of RAM of which each page is tracked, at 11 bytes a page that comes, and 10 more while contents are compared:
+less than 1.5 GiB for the largest machine."""
 
 TOLD_EVERY: Final = 4 << 20  # bytes between two words of progress
 _FOOTER: Final = len(skeleton.section_footer(0))

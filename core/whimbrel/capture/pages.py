@@ -125,7 +125,9 @@ class PageTable:
 
     def distinct(self) -> int:
         """How many different contents have the pages that came last as they are (`PageSums` says when)."""
-        return len(np.unique(self._sums[self._last == 1]))
+        sums = self._sums[self._last == 1]
+        sums.sort()  # several times as fast as numpy's `unique`, which hashes
+        return int(np.count_nonzero(sums[1:] != sums[:-1])) + min(len(sums), 1)
 
     def times(self) -> npt.NDArray[np.int64]:
         """How many pages came 0, 1, 2 … times; those that came more than 65535 times are counted there."""
