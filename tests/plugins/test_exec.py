@@ -12,6 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from whimbrel.abc import Patience
+from whimbrel.capture.receiving import Reception
 from whimbrel.errors import (
     ChannelClosed,
     ChannelLost,
@@ -476,6 +477,20 @@ def test_a_command_that_fails_behind_a_whole_machine_leaves_it_to_somebody_to_de
     assert destination.run_state == "inmigrate"
     incoming.adopt()
     assert destination.run_state == "running"
+
+
+def test_a_machine_that_is_taken_out_of_a_command_is_none_if_that_fails_in_the_end(make_machine, tmp_path):
+    path = tmp_path / "machine"
+    source = make_machine()
+    source.start()
+    source.migrate(f"exec:{script(f'cat > {path}')}").wait(LONG)
+    stored = tmp_path / "stored"
+    reception = Reception(f"exec:{script(f'cat {path}; echo bad signature >&2; exit 2')}", stored)
+    with pytest.raises(ChannelLost, match="ended with status 2; it said: bad signature"):
+        reception.run()
+    assert not stored.exists()
+    Reception(f"exec:{script(f'cat {path}')}", stored).run()
+    assert stored.exists()
 
 
 def test_a_command_may_take_its_time_to_begin(make_machine, fifo):

@@ -216,6 +216,9 @@ class Capture:
         assert tail is not None, "the walk ended without an end"
         if tail.error is not None:
             raise tail.error
+        if not self._channel.duplex and self._channel.wait(LINGER):
+            # What brought the stream may still say that it was not the whole one: a program by its exit status.
+            self._channel.recv_into(bytearray(1))
         if not self._walk.proved:
             self._complete(machine, tail)
             self._store(machine)
