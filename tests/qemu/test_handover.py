@@ -325,6 +325,8 @@ class Giving:
             if cut.how == "hole" and cut is not WHOLE:
                 wire.end()
             status = source.wait_status("completed", "failed")
+            if reception.peer is None:  # it was gone before it was accepted, and the next one is waited for
+                reception.cancel()
             thread.join(PATIENCE)
         source.wait_run_state("postmigrate" if status == "completed" else "running")
         if status == "completed":
