@@ -1,4 +1,4 @@
-"""Damaged streams, thousands in the long run: each ends in a machine or in one error of ours, in bounded memory and time."""
+"""Damaged streams, thousands in the long run: each ends in a machine or in one error of ours, within bounds."""
 
 import json
 import subprocess

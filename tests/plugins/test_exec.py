@@ -479,18 +479,16 @@ def test_a_command_that_fails_behind_a_whole_machine_leaves_it_to_somebody_to_de
     assert destination.run_state == "running"
 
 
-def test_a_machine_that_is_taken_out_of_a_command_is_none_if_that_fails_in_the_end(make_machine, tmp_path):
+def test_a_machine_that_came_whole_is_kept_though_its_command_fails_in_the_end(make_machine, tmp_path, caplog):
+    """Its source has let go, so this is the only copy; somebody must hear of the failure."""
     path = tmp_path / "machine"
     source = make_machine()
     source.start()
     source.migrate(f"exec:{script(f'cat > {path}')}").wait(LONG)
     stored = tmp_path / "stored"
-    reception = Reception(f"exec:{script(f'cat {path}; echo bad signature >&2; exit 2')}", stored)
-    with pytest.raises(ChannelLost, match="ended with status 2; it said: bad signature"):
-        reception.run()
-    assert not stored.exists()
-    Reception(f"exec:{script(f'cat {path}')}", stored).run()
+    Reception(f"exec:{script(f'cat {path}; echo bad signature >&2; exit 2')}", stored).run()
     assert stored.exists()
+    assert "ended with status 2; it said: bad signature" in caplog.text
 
 
 def test_a_command_may_take_its_time_to_begin(make_machine, fifo):

@@ -216,15 +216,25 @@ class Capture:
         assert tail is not None, "the walk ended without an end"
         if tail.error is not None:
             raise tail.error
-        if not self._channel.duplex and self._channel.wait(LINGER):
-            # What brought the stream may still say that it was not the whole one: a program by its exit status.
-            self._channel.recv_into(bytearray(1))
+        self._hear_the_end()
         if not self._walk.proved:
             self._complete(machine, tail)
             self._store(machine)
         else:
             machine.complete(tail.sections, self._form(machine, tail.description), guessed=tail.guessed)
         return machine
+
+    def _hear_the_end(self) -> None:
+        """What brought a whole stream may have failed all the same: that is told, and no reason to drop a machine
+        that its source has let go of.
+        """  # fmt: skip
+        try:
+            if not self._channel.duplex and self._channel.wait(LINGER):
+                self._channel.recv_into(bytearray(1))
+        except ChannelError as exc:
+            if self._cancelled.is_set():
+                raise
+            _log.warning("the stream came whole, and what brought it failed then: %s", exc)
 
     def _load(self, machine: CapturedMachine, body: Body) -> None:
         reader = self._walk.reader
