@@ -14,9 +14,9 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from qemu.qmp import QMPClient
 
 import whimbrel
-from qemu.qmp import QMPClient
 from whimbrel.errors import MonitorError
 from whimbrel.monitor import MonitorClient
 from whimbrel.monitor.descriptors import MOST_AT_ONCE, MOST_NAMED, Descriptors

@@ -27,6 +27,7 @@ from typing import Final, Generic, TypeVar
 
 from whimbrel.errors import StateError
 
+# Its last byte is not 0: a QEMU answers a PING that was cut with zeros in place of what is missing.
 PROOF: Final = 0x77686D62  # the value of the PING that asks for the proof ("whmb")
 FIRST_PING: Final = 1  # sent as the return path opens, as QEMU does
 ROUND_PING: Final = 0x10000  # + the round's number
