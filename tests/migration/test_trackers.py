@@ -19,6 +19,7 @@ MODULES = {"compare": compare, "manual": manual, "userfaultfd": userfaultfd}
 def test_a_write_while_it_starts_is_not_lost(make_pair, churning, settings, monkeypatch, name):
     """The guest begins to write into pages that were zero right behind the look that found them zero."""
     settings.backends.dirty_tracker = name
+    settings.backends.memory = "memfd"  # a huge page of anonymous memory would be there whole, at some addresses
     build = churning({"a": 300})
     pair = make_pair(build, settings=settings)
     module = MODULES[name]
