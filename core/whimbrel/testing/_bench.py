@@ -220,3 +220,11 @@ def _left(files: dict[str, str], threads: set[threading.Thread], children: set[s
     left = [f"descriptor {number} of {what}" for number, what in _descriptors().items() if files.get(number) != what]
     left += [f"thread {thread.name}" for thread in set(threading.enumerate()) - threads]
     return left + [f"process {number}" for number in _children() - children]
+
+
+def same(came: bytes, sent: bytes) -> None:
+    """Assert that what came is what was sent, however long it is: a diff of a mebibyte takes minutes."""
+    if came != sent:
+        shorter = min(len(came), len(sent))
+        at = next((at for at in range(shorter) if came[at] != sent[at]), shorter)
+        raise AssertionError(f"{len(came)} bytes came of {len(sent)}, and byte {at} is the first that is not as sent")

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from whimbrel.abc import Channel, GatheringChannel
 from whimbrel.errors import ChannelClosed, ChannelError, ConfigError, ConnectError, MigrationCancelled
-from whimbrel.testing._bench import Bench, raises
+from whimbrel.testing._bench import Bench, raises, same
 from whimbrel.testing._bytes import (
     MEBIBYTE,
     buffers_to_fill,
@@ -86,7 +86,7 @@ def check_any_buffer_is_stored(bench: Bench) -> None:
     with buffers_to_send() as buffers:
         _store(bench, *buffers)
         expected = b"".join(memoryview(buffer).tobytes() for buffer in buffers)
-    assert receive_all(_reader(bench)) == expected
+    same(receive_all(_reader(bench)), expected)
 
 
 def check_memory_is_stored_by_address(bench: Bench) -> None:
@@ -100,7 +100,7 @@ def check_memory_is_stored_by_address(bench: Bench) -> None:
     writer.send_gathered(vectors[:0])
     writer.send(b"tail")
     writer.end_writing()
-    assert receive_all(_reader(bench)) == b"head" + memory.tobytes() + b"tail"
+    same(receive_all(_reader(bench)), b"head" + memory.tobytes() + b"tail")
     with raises(ChannelClosed):
         writer.send_gathered(memory_to_send()[1])
 
@@ -139,7 +139,7 @@ def check_a_mebibyte_in_odd_chunks(bench: Bench) -> None:
     dice = random.Random(20)  # noqa: S311 - the same chunks each time
     data, sizes = dice.randbytes(MEBIBYTE), odd_sizes(dice)
     send_in_chunks(_begin(bench), data, sizes)
-    assert receive_all(_reader(bench), sizes[::-1]) == data
+    same(receive_all(_reader(bench), sizes[::-1]), data)
 
 
 # ---------------------------------------------------------------------------------------------------------- the law

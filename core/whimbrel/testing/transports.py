@@ -30,7 +30,7 @@ import numpy as np
 
 from whimbrel.abc import Channel, GatheringChannel, Transport
 from whimbrel.errors import ChannelClosed, ChannelError, ChannelLost, ConfigError, ConnectError, MigrationCancelled
-from whimbrel.testing._bench import Bench, Task, address_of, nothing_left, raises
+from whimbrel.testing._bench import Bench, Task, address_of, nothing_left, raises, same
 from whimbrel.testing._bytes import (
     MEBIBYTE,
     buffers_to_fill,
@@ -80,7 +80,7 @@ def check_any_buffer_is_sent(bench: Bench) -> None:
         for buffer in buffers:
             near.send(buffer)
         expected = b"".join(memoryview(buffer).tobytes() for buffer in buffers)
-        assert bench.run(receive, far, len(expected)) == expected
+        same(bench.run(receive, far, len(expected)), expected)
 
 
 def check_memory_is_sent_by_address(bench: Bench) -> None:
@@ -91,7 +91,7 @@ def check_memory_is_sent_by_address(bench: Bench) -> None:
     memory, vectors = memory_to_send()
     receiving = bench.start(receive, far, memory.size)
     near.send_gathered(vectors)
-    assert receiving.result() == memory.tobytes()
+    same(receiving.result(), memory.tobytes())
     near.send_gathered(np.empty((0, 2), np.uint64))
     near.end_writing()
     with raises(ChannelClosed):
@@ -153,7 +153,7 @@ def check_both_directions_at_once(bench: Bench) -> None:
         receiving.append((data, bench.start(receive_all, receiver, sizes[::-1])))
         bench.start(send_in_chunks, sender, data, sizes)
     for data, task in receiving:
-        assert task.result() == data
+        same(task.result(), data)
 
 
 # ------------------------------------------------------------------------------------------------------------- ends
