@@ -23,7 +23,7 @@ demo: $(VENV)/wheel ## move 512 MiB under constant writes from one process to an
 	$(VENV)/bin/whimbrel demo $(ARGS)
 
 test: $(VENV)/wheel qemu ## all tests but the long ones, on the wheel (under 5 minutes)
-	WHIMBREL_TESTS_THE_WHEEL=1 $(PYTHON) -m pytest -m "not long" $(ARGS)
+	WHIMBREL_TESTS_THE_WHEEL=1 $(PYTHON) -m pytest -n auto --dist worksteal -m "not long" $(ARGS)
 
 test-long: $(VENV)/wheel qemu ## the long ones
 	$(PYTHON) -m pytest -m "long" $(ARGS)

@@ -13,11 +13,10 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Final
 
-from whimbrel.abc import MigrationPlan, Patience, SectionKind
+from whimbrel.abc import MigrationPlan, Patience
 from whimbrel.errors import (
     ChannelClosed,
     ChannelError,
@@ -48,20 +47,19 @@ from whimbrel.migration.handover import (
 )
 from whimbrel.migration.quietly import quietly
 from whimbrel.migration.return_path import ReturnPath
-from whimbrel.migration.savevm import Entry, Registry, write_section
+from whimbrel.migration.rounds import Rounds
+from whimbrel.migration.saver import StreamSaver
+from whimbrel.migration.savevm import Registry
 from whimbrel.migration.statistics import MigrationInfo, Statistics
 from whimbrel.migration.status import SOURCE_MOVES, MigrationStatus
 from whimbrel.migration.switchover import should_switch
 from whimbrel.migration.uri import Destination
 from whimbrel.plugins import PluginManager
 from whimbrel.stream import Pacer, Writer
-from whimbrel.wire import commands, description, skeleton
+from whimbrel.wire import commands
 
 _log = logging.getLogger("whimbrel")
 
-T = TypeVar("T")
-
-PAGE_SIZE: Final = 4096  # what the description tells; the wire format knows no other here
 AGREEMENT: Final = 0.1  # seconds to wait after each round for the destination to agree to the switchover
 IDLE: Final = 0.01  # seconds between rounds that have nothing to send
 LAST_WORDS: Final = 0.2  # seconds to let a destination that hung up say why
@@ -86,10 +84,10 @@ class OutgoingMigration(Attempt):
         self._patience = Patience(self._limits.connect_timeout)
         self._stopping = threading.Event()  # there is no point in sending on; `_check` says why
         self._proceed = threading.Event()
+        self._out: Writer
         self._return_path: ReturnPath | None = None
         self._statistics = Statistics()
         self._thaw_to: RunState | None = None
-        self._described: list[Mapping[str, Any]] = []
 
     # --------------------------------------------------------------------------------- what people call
 
@@ -134,11 +132,11 @@ class OutgoingMigration(Attempt):
     # -------------------------------------------------------------------------------- the migration thread
 
     def _work(self) -> None:
-        out = self._setup()
-        self._go_rounds(out)
-        self._switch_over(out)
+        saver = self._setup()
+        self._go_rounds(saver)
+        self._switch_over(saver)
 
-    def _setup(self) -> Writer:
+    def _setup(self) -> StreamSaver:
         """Connect, and send everything up to the START sections."""
         self._patience = Patience(self._limits.connect_timeout, self._patience.cancelled)
         channel = self._destination.spec.create().connect(self._destination.address, self._patience)
@@ -148,27 +146,26 @@ class OutgoingMigration(Attempt):
                 raise MigrationCancelled("cancelled while connecting")
         if not channel.duplex and (problems := self._destination.missed_way_back(self._capabilities)):
             raise MigrationRefused("; ".join(problems))
-        out = Writer(channel)
-        out.write(skeleton.HEADER)
-        if self._form.configuration is not None:
-            out.write(skeleton.configuration(self._form.configuration))
+        out = self._out = Writer(channel)
+        saver = StreamSaver(self._registry, self._form, out)
+        saver.header()
         if channel.duplex:
             self._return_path = ReturnPath(channel, on_failure=self._link_failed)
             self._return_path.start()
-            out.write(commands.encode(commands.OpenReturnPath()))
-            self._ping(out, FIRST_PING)
-        for entry, handler in self._registry.iterable:
-            self._write_section(entry, SectionKind.START, out, partial(handler.save_start, out))
+            saver.command(commands.OpenReturnPath())
+            self._ping(saver, FIRST_PING)
+        saver.start()
         out.flush()
         handlers = [handler for _, handler in self._registry.iterable]
         keyed = {handler.statistics_key: handler.progress for handler in handlers if handler.statistics_key}
         self._statistics.setup_ended(lambda: out.offset, keyed)
         self._sync()
         self._move(MigrationStatus.ACTIVE)
-        return out
+        return saver
 
-    def _go_rounds(self, out: Writer) -> None:
+    def _go_rounds(self, saver: StreamSaver) -> None:
         """Send what is dirty, again and again, until it is time to stop the guest."""
+        out = self._out
         pacer = Pacer(
             limit=lambda: self._parameters.max_bandwidth,
             sent=lambda: out.offset,
@@ -176,27 +173,32 @@ class OutgoingMigration(Attempt):
             stopping=self._stopping.is_set,
             check=self._check,
         )
-        total = remaining = self._registry.pending()
-        while True:
-            self._send_round(out, pacer)
-            size, span = self._statistics.round_sent()
-            previous = remaining
-            self._sync()
-            remaining = self._registry.pending()
-            round_ = self._statistics.round_ended(
-                total=total,
-                previous=previous,
-                remaining=remaining,
-                size=size,
-                span=span,
-                limit=self._parameters.downtime_limit / 1000,
-                switchover_bandwidth=self._parameters.avail_switchover_bandwidth,
-            )
+        rounds = Rounds(
+            self._registry,
+            saver,
+            pacer,
+            self._statistics,
+            self._parameters,
+            sync=self._sync,
+            drain=partial(self._drain, saver),
+        )
+        for round_ in rounds:
             self._machine.notifiers.emit(RoundFinished(round=round_))
             if self._may_switch(round_):
                 return
-            if not remaining:
+            if not round_.remaining:
                 self._stopping.wait(IDLE)
+
+    def _drain(self, saver: StreamSaver) -> None:
+        """What the link's buffers hold is not yet there; with a way back, wait until it is."""
+        self._check()
+        if self._return_path is None:
+            self._out.flush()
+            return
+        value = ROUND_PING + self._statistics.rounds
+        self._ping(saver, value)
+        self._out.flush()
+        self._return_path.wait_pong(value)
 
     def _may_switch(self, round_: Round) -> bool:
         if self._capabilities.switchover_ack and not self._agreed():
@@ -213,27 +215,7 @@ class OutgoingMigration(Attempt):
             _log.warning("the destination has not agreed to the switchover: switchover-ack must be on there too")
         return False
 
-    def _send_round(self, out: Writer, pacer: Pacer) -> None:
-        while self._registry.pending():
-            slice_ = pacer.next_slice()
-            for entry, handler in self._registry.iterable:
-                if handler.pending():
-                    self._write_section(entry, SectionKind.PART, out, partial(handler.save_part, out, slice_))
-                if slice_.over():
-                    break
-            self._statistics.tick()
-        self._check()
-        # What the link's buffers hold is not yet there. With a way back the round ends when it is, so that the
-        # bandwidth is the link's own and the blackout has nothing to wait for but its own bytes.
-        if self._return_path is not None:
-            value = ROUND_PING + self._statistics.rounds
-            self._ping(out, value)
-            out.flush()
-            self._return_path.wait_pong(value)
-        else:
-            out.flush()
-
-    def _switch_over(self, out: Writer) -> None:
+    def _switch_over(self, saver: StreamSaver) -> None:
         """Stop the guest, send the rest, and hand the machine over."""
         if self._capabilities.pause_before_switchover:
             self._freeze()
@@ -241,9 +223,9 @@ class OutgoingMigration(Attempt):
         with self._machine.notifiers.held():
             if self._thaw_to is None:
                 self._freeze()
-            self._send_rest(out)
+            self._send_rest(saver)
             self._release()
-            self._let_go(out)
+            self._let_go(saver)
 
     def _freeze(self) -> None:
         self._statistics.guest_stopped()
@@ -259,7 +241,7 @@ class OutgoingMigration(Attempt):
         self._check()
         self._move(MigrationStatus.DEVICE)
 
-    def _send_rest(self, out: Writer) -> None:
+    def _send_rest(self, saver: StreamSaver) -> None:
         """Send what is dirty and all devices, and have the destination prove that it holds them.
 
         The guest stands still, so there is a limit to it, however the destination or the link behave. It is the time
@@ -270,12 +252,14 @@ class OutgoingMigration(Attempt):
         seconds = self._machine.settings.handover_seconds() + (2 * expected if math.isfinite(expected) else 0.0)
         with Deadline(seconds, self._channel) as deadline:
             try:
-                self._write_rest(out)
+                self._sync()
+                saver.end()
+                saver.devices()
                 if self._return_path is None or self._timing is HandoverTiming.QEMU:
-                    out.flush()
+                    self._out.flush()
                     return
-                self._ping(out, PROOF)
-                out.flush()
+                self._ping(saver, PROOF)
+                self._out.flush()
                 self._return_path.wait_pong(PROOF)
                 self._ownership.move(SourceOwnership.PREPARED)
             except MigrationError as exc:
@@ -287,32 +271,13 @@ class OutgoingMigration(Attempt):
                     place=exc.place,
                 ) from exc
 
-    def _write_rest(self, out: Writer) -> None:
-        self._sync()
-        for entry, handler in self._registry.iterable:
-            self._write_section(entry, SectionKind.END, out, partial(handler.save_end, out))
-        for entry in self._registry.full:
-            described = self._write_section(entry, SectionKind.FULL, out, partial(entry.handler.save, out))
-            if described is not None:
-                self._described.append(described)
-
-    def _write_section(self, entry: Entry, kind: SectionKind, out: Writer, body: Callable[[], T]) -> T:
-        return write_section(entry, kind, out, body, footer=self._form.footers)
-
-    def _write_description(self, out: Writer) -> None:
-        if self._form.text is not None:
-            out.write(description.frame(self._form.text))
-        elif self._form.description:
-            out.write(description.encode(self._described, page_size=PAGE_SIZE))
-
-    def _let_go(self, out: Writer) -> None:
+    def _let_go(self, saver: StreamSaver) -> None:
         """Tell the destination that the machine is its own, and hear that it runs."""
         assert self._channel is not None, "released without a channel"
         with Deadline(last_word_timeout(self._limits.handover_timeout), self._channel) as deadline:
             try:
-                out.write(bytes((skeleton.Element.EOF,)))
-                self._write_description(out)
-                out.flush()
+                saver.finish()
+                self._out.flush()
                 if self._return_path is not None:
                     self._return_path.wait_shut()
                     self._ownership.move(SourceOwnership.DONE)
@@ -398,10 +363,10 @@ class OutgoingMigration(Attempt):
         self._proceed.set()
         self._hang_up()
 
-    def _ping(self, out: Writer, value: int) -> None:
+    def _ping(self, saver: StreamSaver, value: int) -> None:
         assert self._return_path is not None, "a PING needs a way back"
         self._return_path.asking(value)
-        out.write(commands.encode(commands.Ping(value)))
+        saver.command(commands.Ping(value))
 
     def _sync(self) -> None:
         self._registry.sync()

@@ -1,4 +1,4 @@
-"""The source's side of RAM: dirty marks → batches of page numbers → zero test → records.
+"""The source's side of RAM: dirty marks → batches of page numbers → zero test → a sender (`_ram_sending`).
 
 Nothing here runs once per page. The rule of tracking: a mark is cleared before the page is read, so that a write
 during the copy is seen in the next round.
@@ -11,13 +11,13 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from whimbrel.abc import BoolArray, ByteArray, DirtyTracker, IndexArray, Progress, Slice, StreamWriter
+from whimbrel.abc import BoolArray, ByteArray, DirtyTracker, IndexArray, Progress, SectionKind, Slice, StreamWriter
 from whimbrel.machine import RamBlock
 from whimbrel.machine.bitmap import DirtyBitmap
 from whimbrel.wire import ram as wire
+from whimbrel_savevm._ram_sending import PageSender
 
 BATCH: Final = 2048  # pages taken and tested at once: enough to hide what a batch costs by itself
-STAGE: Final = 512  # pages sent at once: with a word each they fill the longest vector that the kernel takes
 
 _WORDS: Final = wire.PAGE_SIZE // 8
 
@@ -28,13 +28,12 @@ class RamSaver:
     Blocks that both ends share are listed, and neither tracked nor sent.
     """
 
-    def __init__(self, blocks: list[RamBlock], tracker: DirtyTracker, progress: Progress) -> None:
-        self._tracker, self._progress = tracker, progress
+    def __init__(self, blocks: list[RamBlock], tracker: DirtyTracker, progress: Progress, sender: PageSender) -> None:
+        self._tracker, self._progress, self._sender = tracker, progress, sender
         self._listed = blocks
         self._blocks = [_TrackedBlock(block) for block in blocks if not block.shared]
-        self._stage = wire.RecordStage(pages=STAGE, zeros=BATCH)
         self._turn = 0  # the block whose dirty pages are being sent
-        self._named: str | None = None  # the block that the last record was in
+        self._passes = 0
 
     def start(self, out: StreamWriter) -> None:
         """Track from here on, mark everything dirty, and write the block list. Raises TrackerUnavailable."""
@@ -43,6 +42,7 @@ class RamSaver:
             tracked.begin(self._tracker)
         self._progress.remaining = self.pending()
         out.write(wire.block_list(_listed(self._listed)))
+        self._sender.end_body(out, SectionKind.START)
         out.write(wire.EOS_RECORD)
 
     def sync(self) -> None:
@@ -51,6 +51,8 @@ class RamSaver:
         self._progress.synced_dirty += new * wire.PAGE_SIZE
         self._progress.remaining = self.pending()
         self._turn = 0
+        self._passes += 1
+        self._sender.begin_pass(self._passes)
 
     def pending(self) -> int:
         """Bytes marked dirty."""
@@ -61,20 +63,22 @@ class RamSaver:
         before = out.offset
         while not slice_.over() and self._send_batch(out, min(BATCH, slice_.bytes_left() // wire.PAGE_STRIDE + 1)):
             pass
-        self._end_body(out, before)
+        self._end_body(out, SectionKind.PART, before)
 
     def end(self, out: StreamWriter) -> None:
         """Send all dirty pages."""
         before = out.offset
+        self._sender.begin_last()
         while self._send_batch(out, BATCH):
             pass
-        self._end_body(out, before)
+        self._end_body(out, SectionKind.END, before)
 
     def finish(self) -> None:
         """End the tracking."""
         self._tracker.stop()
 
-    def _end_body(self, out: StreamWriter, before: int) -> None:
+    def _end_body(self, out: StreamWriter, kind: SectionKind, before: int) -> None:
+        self._sender.end_body(out, kind)
         out.write(wire.EOS_RECORD)
         self._progress.transferred += out.offset - before
         self._progress.remaining = self.pending()
@@ -98,32 +102,9 @@ class RamSaver:
         zero = tracked.zero_pages(memory, indices)
         zeros, normal = (indices[zero], indices[~zero]) if zero.any() else (indices[:0], indices)
         if len(zeros):
-            self._write_run(out, self._stage.zeros(zeros, self._name_for(block)))
-        for first in range(0, len(normal), STAGE):
-            self._write_pages(out, memory, normal[first : first + STAGE], self._name_for(block))
-        self._progress.duplicate += len(zeros)
-        self._progress.normal += len(normal)
-
-    def _write_pages(self, out: StreamWriter, memory: ByteArray, indices: IndexArray, name: str | None) -> None:
-        if not out.gathers:
-            self._write_run(out, self._stage.pages(memory, indices, name))
-            return
-        head, vectors = self._stage.gathered(memory, indices, name)
-        if head:
-            out.write(head)
-        out.write_gathered(vectors)
-
-    def _write_run(self, out: StreamWriter, run: tuple[bytes, memoryview]) -> None:
-        head, rest = run
-        if head:
-            out.write(head)
-        out.write(rest)
-
-    def _name_for(self, block: RamBlock) -> str | None:
-        if self._named == block.name:
-            return None
-        self._named = block.name
-        return block.name
+            self._sender.zeros(out, block, zeros)
+        if len(normal):
+            self._sender.pages(out, block, memory, normal)
 
 
 def _listed(blocks: list[RamBlock]) -> list[wire.ListedBlock]:

@@ -15,7 +15,8 @@ from whimbrel.hookspecs import hookimpl
 from whimbrel.machine import BareMachine
 from whimbrel.wire import ram as wire
 from whimbrel_savevm._ram_loader import RamLoader
-from whimbrel_savevm._ram_saver import RamSaver
+from whimbrel_savevm._ram_saver import BATCH, RamSaver
+from whimbrel_savevm._ram_sending import PageSender, PlainSender
 
 
 class RamHandler(IterableHandler):
@@ -42,8 +43,11 @@ class RamHandler(IterableHandler):
         except WhimbrelError as exc:
             return (str(exc),)
         self.progress.tracker = name
-        self._saver = RamSaver(list(self._machine.ram), tracker, self.progress)
+        self._saver = RamSaver(list(self._machine.ram), tracker, self.progress, self._sender())
         return ()
+
+    def _sender(self) -> PageSender:
+        return PlainSender(self.progress, zeros=BATCH)
 
     def save_start(self, out: StreamWriter) -> None:
         """Begin to track, and list the blocks."""

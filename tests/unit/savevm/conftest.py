@@ -15,7 +15,8 @@ from whimbrel.settings import Backends, Settings
 from whimbrel.stream import Reader, Writer
 from whimbrel_codecs import xbzrle, zlib
 from whimbrel_savevm._ram_loader import RamLoader
-from whimbrel_savevm._ram_saver import RamSaver
+from whimbrel_savevm._ram_saver import BATCH, RamSaver
+from whimbrel_savevm._ram_sending import PlainSender
 
 hypothesis.settings.register_profile("steady", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("steady")
@@ -112,7 +113,7 @@ class Source:
         self.machine = machine
         self.tracker = tracker or PerfectTracker()
         self.progress = Progress(page_size=PAGE)
-        self.saver = RamSaver(list(machine.ram), self.tracker, self.progress)
+        self.saver = RamSaver(list(machine.ram), self.tracker, self.progress, PlainSender(self.progress, zeros=BATCH))
         self.tape = tape if tape is not None else Tape()
         self.out = Writer(self.tape)
         self.bodies = []

@@ -5,7 +5,8 @@ import pytest
 
 from whimbrel.abc import SectionKind
 from whimbrel.machine import BareMachine
-from whimbrel_savevm._ram_saver import BATCH, STAGE
+from whimbrel_savevm._ram_saver import BATCH
+from whimbrel_savevm._ram_sending import STAGE
 
 PAGE = 4096
 

@@ -1,0 +1,60 @@
+"""The rounds of an outgoing migration: send what is dirty, learn what has become dirty meanwhile, and so on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from whimbrel.events import Round
+from whimbrel.migration.saver import StreamSaver
+from whimbrel.migration.savevm import Registry
+from whimbrel.migration.statistics import Statistics
+from whimbrel.settings import Parameters
+from whimbrel.stream import Pacer
+
+
+class Rounds:
+    """Sends rounds, one for each step of its iterator, which tells what each has done; never ends by itself.
+
+    `sync` reads the dirty marks. `drain` returns when everything written so far has arrived, as far as that can be
+    told: the time until then belongs to the round, so that the bandwidth is the link's own and the blackout has
+    nothing to wait for but its own bytes. On the migration thread; raises what sending raises, and `pacer`'s reasons.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        saver: StreamSaver,
+        pacer: Pacer,
+        statistics: Statistics,
+        parameters: Parameters,
+        *,
+        sync: Callable[[], None],
+        drain: Callable[[], None],
+    ) -> None:
+        self._registry, self._saver, self._pacer = registry, saver, pacer
+        self._statistics, self._parameters = statistics, parameters
+        self._sync, self._drain = sync, drain
+
+    def __iter__(self) -> Iterator[Round]:
+        total = remaining = self._registry.pending()
+        while True:
+            self._send()
+            size, span = self._statistics.round_sent()
+            previous = remaining
+            self._sync()
+            remaining = self._registry.pending()
+            yield self._statistics.round_ended(
+                total=total,
+                previous=previous,
+                remaining=remaining,
+                size=size,
+                span=span,
+                limit=self._parameters.downtime_limit / 1000,
+                switchover_bandwidth=self._parameters.avail_switchover_bandwidth,
+            )
+
+    def _send(self) -> None:
+        while self._registry.pending():
+            self._saver.part(self._pacer.next_slice())
+            self._statistics.tick()
+        self._drain()
