@@ -17,7 +17,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
-from enum import Enum
+from enum import Enum, IntEnum
 from threading import Event as Flag
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, TypeVar, runtime_checkable
 
@@ -31,14 +31,17 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 __all__ = [
+    "ArrivingLanes",
     "BoolArray",
     "ByteArray",
     "Channel",
     "Codec",
     "CodecSpec",
     "DeltaCodec",
+    "DepartingLanes",
     "DirtyTracker",
     "DirtyTrackerSpec",
+    "Encoded",
     "GatheringChannel",
     "Guest",
     "IndexArray",
@@ -46,12 +49,15 @@ __all__ = [
     "Listener",
     "MemoryRegion",
     "MigrationPlan",
+    "Outcome",
+    "PageSink",
     "Parser",
     "Patience",
     "Peek",
     "Progress",
     "SaveVMHandler",
     "SaveVMSpec",
+    "ScatteringChannel",
     "SectionKind",
     "Slice",
     "StreamReader",
@@ -138,6 +144,18 @@ class GatheringChannel(Protocol):
 
         The caller keeps the memory alive; what is written into it meanwhile may or may not be sent. `vectors` may be
         changed. Threads, errors and the state after them are those of `Channel.send`.
+        """
+
+
+@runtime_checkable
+class ScatteringChannel(Protocol):
+    """A channel that can also receive straight into memory by address; an ability, declared by having it."""
+
+    def recv_scattered(self, vectors: npt.NDArray[np.uint64]) -> None:
+        """Fill the pieces that `vectors` names (address and length in bytes, shape (n, 2), C order), in order.
+
+        Returns when all of them are full. The caller keeps the memory alive; `vectors` may be changed. Threads are
+        those of `Channel.recv_into`. Raises ChannelError; ChannelLost if the stream ends before.
         """
 
 
@@ -334,6 +352,16 @@ class IterableHandler(SaveVMHandler):
     progress: Progress
     statistics_key: str = ""  # "ram" or "disk": where query-migrate shows the progress; "" for nowhere
 
+    def use_lanes(self, lanes: DepartingLanes) -> None:
+        """Send pages over these from now on. Called before `save_start`, if the migration has lanes."""
+
+    def await_lanes(self, lanes: ArrivingLanes) -> None:
+        """Expect pages from these too. Called before the first `load`, if the migration has lanes."""
+
+    def statistics(self) -> Mapping[str, Mapping[str, object]]:
+        """Further members of query-migrate, by name (xbzrle-cache). Any thread, at any time."""
+        return {}
+
     @abstractmethod
     def save_start(self, out: StreamWriter) -> None:
         """Begin to track changes and write the START body. The guest runs. On failure `finish` follows."""
@@ -379,8 +407,37 @@ class Codec(ABC):
         """Decode exactly `into.nbytes` bytes into `into`. Raises StreamError for anything else; never yields more."""
 
 
+class Outcome(IntEnum):
+    """What a delta codec made of a page."""
+
+    UNCHANGED = 0  # nothing is to be sent
+    ENCODED = 1
+    OVERFLOW = 2  # the page is smaller as it is
+
+
+@attrs.frozen(eq=False)
+class Encoded:
+    """What a delta codec made of n pages, in their order.
+
+    The payload of page i is `data[starts[i] : ends[i]]`, empty unless its outcome is ENCODED. `data` is flat, uint8;
+    `starts` and `ends` are of shape (n,); `outcomes` is of shape (n,), uint8, with values of `Outcome`.
+    """
+
+    data: ByteArray
+    starts: IndexArray
+    ends: IndexArray
+    outcomes: ByteArray
+
+
 class DeltaCodec(ABC):
     """Turns what has changed in pages into bytes and back. Has no state; any thread."""
+
+    @abstractmethod
+    def encode(self, old: ByteArray, new: ByteArray) -> Encoded:
+        """Encode what makes pages `new` of pages `old` (both of shape (n, 4096), C-contiguous; nobody writes to them).
+
+        n may be 0.
+        """
 
     @abstractmethod
     def decode(
@@ -400,6 +457,68 @@ class CodecSpec:
     name: str
     summary: str
     create: Callable[[], Codec | DeltaCodec]
+    create_for_lane: Callable[[Mapping[str, object]], Codec] | None = None
+    """Makes the codec of one lane (`multifd-compression`), which lives as long as the lane does: at the source with the
+    migration's parameters by their names, from which it takes its level; at the destination with its own. None for a
+    codec that lanes cannot use."""
+
+
+# ------------------------------------------------------------------------------------------------------- lanes
+
+
+class DepartingLanes(Protocol):
+    """The further connections of an outgoing migration (`multifd`), as a savevm handler uses them: migration thread.
+
+    What is sent between two syncs arrives in any order; a page is sent at most once between them.
+    """
+
+    @property
+    def sync_each_body(self) -> bool:
+        """Whether every body (START, each PART, END) ends with a `sync`; else one is due where a round ends.
+
+        Then the handler says it on the main channel too (wire format, sections 5.5 and 5.7).
+        """
+
+    @property
+    def take_zeros(self) -> bool:
+        """Whether zero pages go over them too; else they are records on the main channel."""
+
+    def send(self, block: str, memory: ByteArray, indices: IndexArray, zeros: IndexArray) -> None:
+        """Send pages of `memory` (flat, the whole of the block) and say of others that they are zero.
+
+        `indices` and `zeros` are ascending page numbers, apart, either may be empty. Blocks while all lanes are busy;
+        returns before the pages are read, so `memory` stays, and what is written meanwhile must be found dirty later.
+        Raises ChannelError, and the same ever after.
+        """
+
+    def sync(self) -> None:
+        """Have everything before it arrive before anything behind it. Raises as `send` does."""
+
+
+class PageSink(Protocol):
+    """Where pages of arriving lanes go. Called on the lanes' threads, several at once, never for the same page."""
+
+    def memory(self, block: str) -> ByteArray:
+        """All bytes of a block, flat, writable. Raises StreamError if there is none of that name to write into."""
+
+    def arriving(self, block: str, indices: IndexArray) -> None:
+        """Learn that these pages (inside of the block, any order) are about to be written."""
+
+    def zeros(self, block: str, indices: IndexArray) -> None:
+        """Make these pages (inside of the block, any order) zero."""
+
+
+class ArrivingLanes(Protocol):
+    """The further connections of an incoming migration, as a savevm handler uses them: incoming thread."""
+
+    def begin(self, sink: PageSink) -> None:
+        """Let pages come, into `sink`; nothing is received before. Called once, when the blocks are agreed on."""
+
+    def sync(self) -> None:
+        """Wait until every lane has come to its next sync, then let all go on.
+
+        Raises what a lane has failed with: StreamError for what it was sent, ChannelError.
+        """
 
 
 # ----------------------------------------------------------------------------------------------- dirty tracking

@@ -16,7 +16,7 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from whimbrel.abc import ByteArray, CodecSpec, DeltaCodec, IndexArray
+from whimbrel.abc import ByteArray, CodecSpec, DeltaCodec, Encoded, IndexArray, Outcome
 from whimbrel.errors import StreamError
 from whimbrel.hookspecs import hookimpl
 
@@ -43,6 +43,16 @@ def whimbrel_codecs() -> Sequence[CodecSpec]:
 
 class XbzrleCodec(DeltaCodec):
     """Changes pages as XBZRLE payloads say. Has no state; any thread."""
+
+    def encode(self, old: ByteArray, new: ByteArray) -> Encoded:
+        """Encode pages as `DeltaCodec.encode` says, byte for byte as QEMU does (section 3.3)."""
+        results = [encode_page(before, after) for before, after in zip(old, new, strict=True)]
+        payloads = [b"" if isinstance(result, NotEncoded) else result for result in results]
+        ends = np.cumsum([len(payload) for payload in payloads], dtype=np.intp)
+        of = {NotEncoded.UNCHANGED: Outcome.UNCHANGED, NotEncoded.OVERFLOW: Outcome.OVERFLOW}
+        outcomes = [of[r] if isinstance(r, NotEncoded) else Outcome.ENCODED for r in results]
+        starts = ends - np.array([len(payload) for payload in payloads], np.intp)
+        return Encoded(np.frombuffer(b"".join(payloads), np.uint8), starts, ends, np.array(outcomes, np.uint8))
 
     def decode(
         self, data: ByteArray, starts: IndexArray, ends: IndexArray, memory: ByteArray, offsets: IndexArray
