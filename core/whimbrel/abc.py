@@ -1,4 +1,4 @@
-"""The contracts: what a transport, a channel, a savevm handler, a codec, a dirty tracker and a guest must do.
+"""The contracts: what transports, channels, savevm handlers, codecs, dirty trackers, drives and guests must do.
 
 Each callback says, like a kernel header: who calls it, on which thread, with what locks, how often, and what it
 leaves behind on failure. Names of threads used below:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ArrivingLanes",
+    "BlockDevice",
     "BoolArray",
     "ByteArray",
     "Channel",
@@ -606,6 +607,108 @@ class DirtyTrackerSpec:
 
 # -------------------------------------------------------------------------------------------------------- guests
 
+    sees_other_processes: bool = False
+    """Whether it also sees what other processes write into shared memory, through mappings of their own. Without it the
+    tracker that the guest offers, if it does, works beside it, and `pages` must be the memory itself."""
+
+
+# ------------------------------------------------------------------------------------------------------- drives
+
+
+class BlockDevice(ABC):
+    """What the bytes of a drive are kept on: an image that is read and written anywhere and outlives the process.
+
+    Who may write is whoever holds its lock; it is taken before the machine runs and let go of with the machine. A
+    range is in bytes, any alignment, inside of `size`. Methods from any thread, several at once, but `acquire`,
+    `release`, `begin_load`, `end_load` and `close` one at a time; those that wait for the storage release the
+    interpreter's lock. What the storage fails with is an OSError.
+    """
+
+    size: int
+    """Bytes; stays as it is."""
+    read_only: bool
+    """Whether it is never written; such a device needs no lock and does not take part in a migration."""
+    place: str
+    """Where it is, for messages: mostly a path."""
+
+    @abstractmethod
+    def read_into(self, offset: int, buffer: Buffer) -> None:
+        """Fill `buffer` (writable, C-contiguous) from `offset` on. A write beside it may be seen in part."""
+
+    @abstractmethod
+    def write(self, offset: int, data: Buffer) -> None:
+        """Write all of `data` (C-contiguous); whoever reads from now on sees it, a power failure may undo it.
+
+        Raises StateError, having written nothing, without the lock or where it is read-only. After an OSError part of
+        it may be written.
+        """
+
+    @abstractmethod
+    def discard(self, offset: int, length: int) -> None:
+        """Make a range read as zeros, and give its room back where that is possible. Raises as `write` does."""
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Make durable everything that was written before the call."""
+
+    @abstractmethod
+    def next_extent(self, offset: int) -> tuple[int, int] | None:
+        """The first range at or behind `offset` that is allocated, as (start, end); None if there is none.
+
+        What is not allocated reads as zeros. A device that cannot tell has one extent, all of it.
+        """
+
+    @property
+    @abstractmethod
+    def acquired(self) -> bool:
+        """Whether this object holds the lock. Cheap."""
+
+    @abstractmethod
+    def acquire(self) -> None:
+        """Become the only one that may write; waits for nobody. Already holding it is fine.
+
+        Raises StateError that names who holds it, if that is known, and where the device is read-only.
+        """
+
+    @abstractmethod
+    def release(self) -> None:
+        """Let go of the lock, so that somebody else may write. Not holding it is fine."""
+
+    @abstractmethod
+    def invalidate(self) -> None:
+        """Forget what is kept in memory of it and was not written here: another host may have written it since."""
+
+    @property
+    @abstractmethod
+    def incomplete(self) -> bool:
+        """Whether a load into it has begun and never ended, in this process or any other: it is not to be used then."""
+
+    @abstractmethod
+    def begin_load(self) -> None:
+        """Make it `incomplete`, durably; the lock is held. Already being so is fine. Raises as `write` does."""
+
+    @abstractmethod
+    def end_load(self) -> None:
+        """End `incomplete`, durably; the lock is held, and everything was flushed."""
+
+    def track(self) -> None:
+        """From the return on, note writes that come by other ways than through this object. There are mostly none."""
+        return
+
+    def collect(self, dirty: BoolArray, granularity: int) -> None:  # noqa: ARG002 - mostly there are none to tell of
+        """Set `dirty[i]` where bytes `i * granularity` and on were written so since the last collect, and forget it.
+
+        `dirty` has shape (ceil(size / granularity),); marks already set stay set. Between `track` and `untrack`.
+        """
+        return
+
+    def untrack(self) -> None:
+        """End `track`. Twice is fine; must not raise."""
+        return
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of everything, the lock too. Twice is fine."""
 
 class Guest(ABC):
     """What runs in a machine. Called under the machine's lock (`close` without it), on any thread but the guest's own.
