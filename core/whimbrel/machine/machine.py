@@ -1,4 +1,4 @@
-"""What moves: RAM, devices, a guest and a run state. `whimbrel.Machine` adds the means to move it.
+"""What moves: RAM, devices, drives, a guest and a run state. `whimbrel.Machine` adds the means to move it.
 
 One re-entrant lock guards the run state and the guest with it: whoever starts, stops, freezes or lets go of the
 machine holds it, so that between two moves of the run state the guest does what the state says. Reading `run_state`
@@ -18,7 +18,8 @@ from whimbrel.errors import ConfigError, GuestError, StateError, UnknownNameErro
 from whimbrel.events import GuestStarted, GuestStopped, RunStateChanged
 from whimbrel.machine.blockers import Blockers
 from whimbrel.machine.devices import Devices
-from whimbrel.machine.dirty import choose
+from whimbrel.machine.dirty import choose, with_guests
+from whimbrel.machine.drives import Drives
 from whimbrel.machine.guest import IdleGuest
 from whimbrel.machine.notices import Notices
 from whimbrel.machine.ram import Ram
@@ -55,6 +56,7 @@ class BareMachine:
         self.settings = settings if settings is not None else Settings()
         self.ram = Ram(self.settings.backends.memory, self.check_may_change)
         self.devices = Devices(self.check_may_change)
+        self.drives = Drives(self.check_may_change)
         self.blockers = Blockers()
         self.notifiers = Notices()
         self.lock = threading.RLock()
@@ -165,6 +167,7 @@ class BareMachine:
             self.ram.close()
 
     def reclaim(self) -> None:
+            self.drives.close()
         """An operator's word that no other copy of this machine runs or ever will: postmigrate becomes paused."""
         with self.lock:
             if self._run_state is not RunState.POSTMIGRATE:
@@ -184,8 +187,10 @@ class BareMachine:
         with self.lock:
             if not self._powered:
                 try:
-                    self._guest.power_on()
+                    with self.drives.admitted():
+                        self._guest.power_on()
                 except Exception as exc:
+            self.drives.acquire()
                     raise GuestError(f"the guest failed to power on: {exc!r}") from exc
                 self._powered = True
                 if self._run_state is RunState.PRELAUNCH:
@@ -267,8 +272,11 @@ class BareMachine:
         self._set(to)
 
     def _set(self, to: RunState) -> None:
+            self.drives.acquire()
+            self.drives.admit()
         old, self._run_state = self._run_state, to
         self.notifiers.emit(RunStateChanged(old=old, new=to))
+            self.drives.bar()
 
     def _guest_failed(self, exc: BaseException) -> None:
         with self.lock:
@@ -277,3 +285,5 @@ class BareMachine:
             if self._run_state is RunState.RUNNING:
                 self.notifiers.emit(GuestStopped())
                 self._move(RunState.INTERNAL_ERROR)
+        self.drives.bar()
+                self.drives.bar()

@@ -1,0 +1,7 @@
+"""The drives of a machine: `Drives` holds them, a `Drive` is what the guest reads and writes, a `RawImage` keeps it."""
+
+from whimbrel.machine.drives.drive import CHUNK, Drive, DriveFile
+from whimbrel.machine.drives.drives import Drives, Leaving
+from whimbrel.machine.drives.raw import RawImage
+
+__all__ = ["CHUNK", "Drive", "DriveFile", "Drives", "Leaving", "RawImage"]
