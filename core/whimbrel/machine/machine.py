@@ -163,11 +163,11 @@ class BareMachine:
             # Without the lock: a guest that has just failed waits for it on its own thread, to say so.
             self._guest.close()
         finally:
+            self.drives.close()
             self.notifiers.drain(timeout=1.0)
             self.ram.close()
 
     def reclaim(self) -> None:
-            self.drives.close()
         """An operator's word that no other copy of this machine runs or ever will: postmigrate becomes paused."""
         with self.lock:
             if self._run_state is not RunState.POSTMIGRATE:
@@ -185,12 +185,12 @@ class BareMachine:
     def power_on(self) -> None:
         """Fill a fresh machine, once; anything else is left as it is. A guest that raises leaves it fresh."""
         with self.lock:
+            self.drives.acquire()
             if not self._powered:
                 try:
                     with self.drives.admitted():
                         self._guest.power_on()
                 except Exception as exc:
-            self.drives.acquire()
                     raise GuestError(f"the guest failed to power on: {exc!r}") from exc
                 self._powered = True
                 if self._run_state is RunState.PRELAUNCH:
@@ -255,8 +255,11 @@ class BareMachine:
 
     def _start_guest(self) -> None:
         try:
+            self.drives.acquire()
+            self.drives.admit()
             self._guest.start()
         except BaseException as exc:
+            self.drives.bar()
             if self._run_state is not RunState.PAUSED:
                 self._move(RunState.PAUSED)
             if isinstance(exc, WhimbrelError) or not isinstance(exc, Exception):
@@ -265,6 +268,7 @@ class BareMachine:
 
     def _stop_guest(self) -> None:
         self._guest.stop()
+        self.drives.bar()
         self.notifiers.emit(GuestStopped())
 
     def _move(self, to: RunState) -> None:
@@ -272,18 +276,14 @@ class BareMachine:
         self._set(to)
 
     def _set(self, to: RunState) -> None:
-            self.drives.acquire()
-            self.drives.admit()
         old, self._run_state = self._run_state, to
         self.notifiers.emit(RunStateChanged(old=old, new=to))
-            self.drives.bar()
 
     def _guest_failed(self, exc: BaseException) -> None:
         with self.lock:
             self.failure = GuestError(f"the guest failed: {exc!r}")
             self.failure.__cause__ = exc
             if self._run_state is RunState.RUNNING:
+                self.drives.bar()
                 self.notifiers.emit(GuestStopped())
                 self._move(RunState.INTERNAL_ERROR)
-        self.drives.bar()
-                self.drives.bar()
