@@ -605,13 +605,6 @@ class DirtyTrackerSpec:
     rank: int | None = None
 
 
-# -------------------------------------------------------------------------------------------------------- guests
-
-    sees_other_processes: bool = False
-    """Whether it also sees what other processes write into shared memory, through mappings of their own. Without it the
-    tracker that the guest offers, if it does, works beside it, and `pages` must be the memory itself."""
-
-
 # ------------------------------------------------------------------------------------------------------- drives
 
 
@@ -709,6 +702,10 @@ class BlockDevice(ABC):
     @abstractmethod
     def close(self) -> None:
         """Let go of everything, the lock too. Twice is fine."""
+
+
+# -------------------------------------------------------------------------------------------------------- guests
+
 
 class Guest(ABC):
     """What runs in a machine. Called under the machine's lock (`close` without it), on any thread but the guest's own.

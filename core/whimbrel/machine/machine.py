@@ -18,7 +18,7 @@ from whimbrel.errors import ConfigError, GuestError, StateError, UnknownNameErro
 from whimbrel.events import GuestStarted, GuestStopped, RunStateChanged
 from whimbrel.machine.blockers import Blockers
 from whimbrel.machine.devices import Devices
-from whimbrel.machine.dirty import choose, with_guests
+from whimbrel.machine.dirty import choose
 from whimbrel.machine.drives import Drives
 from whimbrel.machine.guest import IdleGuest
 from whimbrel.machine.notices import Notices
