@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from whimbrel.errors import StreamError
-from whimbrel_codecs import xbzrle
+from whimbrel_codecs import _xbzrle_decode
 from whimbrel_codecs.xbzrle import XbzrleCodec
 
 PAGE = 4096
@@ -110,7 +110,7 @@ def test_a_page_of_changed_bytes_is_too_long_by_its_lengths():
 
 
 def test_the_first_that_is_wrong_is_told_of_whatever_the_group(monkeypatch):
-    monkeypatch.setattr(xbzrle, "_GROUP_BYTES", 64)
+    monkeypatch.setattr(_xbzrle_decode, "_GROUP_BYTES", 64)
     payloads = [b"\x00\x01\xed"] * 100
     payloads[70], payloads[90] = b"\x00\x00\x00", b"\x00"
     memory = np.zeros(100 * PAGE, np.uint8)
@@ -261,8 +261,8 @@ def test_it_makes_no_difference_in_how_many_goes_it_is_done(payloads, group, cop
     expected = memory.copy()
     decode(payloads, expected, range(len(payloads)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(xbzrle, "_GROUP_BYTES", group)
-        patch.setattr(xbzrle, "_GROUP_PAYLOADS", 3)
-        patch.setattr(xbzrle, "_COPY", copy)
+        patch.setattr(_xbzrle_decode, "_GROUP_BYTES", group)
+        patch.setattr(_xbzrle_decode, "_GROUP_PAYLOADS", 3)
+        patch.setattr(_xbzrle_decode, "_COPY", copy)
         decode(payloads, memory, range(len(payloads)))
     assert (memory == expected).all()

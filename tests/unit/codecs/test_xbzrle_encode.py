@@ -1,13 +1,16 @@
-"""The XBZRLE reference encoder: the worked examples of the format in both directions, its limits, and the way back."""
+"""The XBZRLE encoders, by pages and by batches: the worked examples in both directions, the limits, the way back."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from whimbrel.abc import Outcome
+from whimbrel_codecs import _xbzrle_encode
 from whimbrel_codecs.xbzrle import NotEncoded, XbzrleCodec, encode_page
 
 PAGE = 4096
+OUTCOMES = {NotEncoded.UNCHANGED: Outcome.UNCHANGED, NotEncoded.OVERFLOW: Outcome.OVERFLOW}
 RNG = np.random.default_rng(23)
 
 
@@ -25,6 +28,19 @@ def with_changes(old, *places):
     for start, count in places:
         new[start : start + count] ^= 0x5A
     return new
+
+
+def check_batch(olds, news, expected):
+    """What the codec makes of a batch is what `encode_page` or an oracle made of its pages."""
+    old, new = (np.array(pages, np.uint8).reshape(-1, PAGE) for pages in (olds, news))
+    old.flags.writeable = new.flags.writeable = False
+    encoded = XbzrleCodec().encode(old, new)
+    assert encoded.outcomes.tolist() == [
+        OUTCOMES[one] if isinstance(one, NotEncoded) else Outcome.ENCODED for one in expected
+    ]
+    for number, one in enumerate(expected):
+        payload = encoded.data[encoded.starts[number] : encoded.ends[number]].tobytes()
+        assert payload == (b"" if isinstance(one, NotEncoded) else one), f"page {number}"
 
 
 def decoded(payload, old):
@@ -80,6 +96,7 @@ SIZES = {"4": 260, "9 a": 129, "9 b": 131, "11": 209, "12": 4096}
 def test_the_worked_examples_in_both_directions(name, slow_decode):
     old, new, payload = EXAMPLES[name]
     assert encode_page(old, new) == payload
+    check_batch([old], [new], [payload])
     assert (decoded(payload, old) == new).all()
     assert slow_decode(payload, old.tobytes()) == new.tobytes()
     assert len(payload) == SIZES.get(name, len(payload))
@@ -88,6 +105,7 @@ def test_the_worked_examples_in_both_directions(name, slow_decode):
 def test_all_bytes_changed_are_too_many():  # example 6
     old = noise()
     assert encode_page(old, old ^ 0xFF) is NotEncoded.OVERFLOW
+    check_batch([old], [old ^ 0xFF], [NotEncoded.OVERFLOW])
 
 
 def test_every_other_byte_is_too_many():  # example 7
@@ -95,11 +113,13 @@ def test_every_other_byte_is_too_many():  # example 7
     new = old.copy()
     new[::2] ^= 1
     assert encode_page(old, new) is NotEncoded.OVERFLOW
+    check_batch([old], [new], [NotEncoded.OVERFLOW])
 
 
 def test_the_same_page_is_not_sent():  # example 8
     old = noise()
     assert encode_page(old, old.copy()) is NotEncoded.UNCHANGED
+    check_batch([old], [old], [NotEncoded.UNCHANGED])
 
 
 @pytest.mark.parametrize(
@@ -126,6 +146,7 @@ def test_the_limit_is_tested_in_the_formats_order(places, size):
     old = noise()
     new = with_changes(old, *places)
     result = encode_page(old, new)
+    check_batch([old, old, old], [old, new, old], [NotEncoded.UNCHANGED, result, NotEncoded.UNCHANGED])
     if size is None:
         assert result is NotEncoded.OVERFLOW
     else:
@@ -141,6 +162,7 @@ def test_lengths_of_one_and_two_bytes(at, count):
     old = noise()
     new = with_changes(old, (at, count))
     payload = encode_page(old, new)
+    check_batch([old], [new], [payload])
     head = (1 if at < 128 else 2) + (1 if count < 128 else 2)
     assert len(payload) == head + count
     assert (decoded(payload, old) == new).all()
@@ -214,3 +236,65 @@ def test_what_was_encoded_decodes_to_the_new_page(slow_decode, change):
         assert 0 < len(payload) <= PAGE
         assert (decoded(payload, old) == new).all()
         assert slow_decode(payload, old.tobytes()) == new.tobytes()
+
+
+@given(st.lists(changes(), max_size=12), st.integers(1, 5), st.integers(1, 600))
+@settings(max_examples=150)
+def test_a_batch_is_what_its_pages_are(pages, together, enough):
+    """In however many goes it is done."""
+    olds, news = [old for old, _ in pages], [new for _, new in pages]
+    expected = [by_the_book(old.tolist(), new.tolist()) for old, new in pages]
+    check_batch(olds, news, expected)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_xbzrle_encode, "_PAGES", together)
+        patch.setattr(_xbzrle_encode, "_ENOUGH", enough)
+        check_batch(olds, news, expected)
+
+
+def test_no_pages_at_all():
+    check_batch([], [], [])
+
+
+def test_a_run_ends_with_its_page():
+    old = [page_of(0)] * 3
+    new = [with_changes(page_of(0), *places) for places in ([(4090, 6)], [(0, 5), (4095, 1)], [(0, 4093)])]
+    check_batch(old, new, [encode_page(*pair) for pair in zip(old, new, strict=True)])
+
+
+@pytest.mark.parametrize("period", range(2, 17))
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 8, 9])
+def test_pages_near_the_limit_by_many_short_runs(period, count):
+    """Some of them are dropped early, by what they need at least; they and no others must be those that overflow."""
+    if count >= period:
+        return
+    old, pages = page_of(0), []
+    for stop in range(0, PAGE + 1, 128):
+        new = old.copy()
+        new[:stop][np.arange(stop) % period < count] = 0xA5
+        pages.append(new)
+    expected = [encode_page(old, new) for new in pages]
+    check_batch([old] * len(pages), pages, expected)
+
+
+def test_many_pages_of_all_kinds():
+    """More than are compared at once, with more words that differ than are looked into at once."""
+    random = np.random.default_rng(5)
+    old = random.integers(0, 256, (700, PAGE), np.uint8)
+    new = old.copy()
+    for number, page in enumerate(new):
+        match number % 7:
+            case 0:
+                page[random.integers(0, PAGE, 1 + number)] ^= 0x11
+            case 1:
+                page[:] = random.integers(0, 256, PAGE)
+            case 2:
+                page[number : 3 * number] ^= 0xFF
+            case 3:
+                page.view(np.uint64)[random.integers(0, 512, number // 2)] += np.uint64(1)
+            case 4:
+                page[number % 8 :: 8] ^= 0x55
+            case 5:
+                page[-1 - number :] = 0
+    expected = [encode_page(*pair) for pair in zip(old, new, strict=True)]
+    assert {one if isinstance(one, NotEncoded) else bytes for one in expected} == {bytes, *NotEncoded}
+    check_batch(old, new, expected)
