@@ -24,6 +24,7 @@
         │   ├── StreamError            stream            malformed, out of order or out of bounds
         │   ├── IncompatibleError      incompatible      well formed, but it does not fit this machine
         │   └── PeerRefused            peer-refused      the peer says that it failed
+        ├── NotConverged               not-converged     the guest writes too fast; the source runs on
         ├── HandoverTimeout            handover-timeout  no proof in time; the source runs on
         └── HandoverUndecided          undecided         let go of, and the peer's last word is missing
 
@@ -61,6 +62,7 @@ __all__ = [
     "MigrationError",
     "MigrationRefused",
     "MonitorError",
+    "NotConverged",
     "PeerRefused",
     "Place",
     "PluginError",
@@ -277,6 +279,12 @@ class PeerRefused(ProtocolError):
     """The peer says that it failed; its own log has the reason."""
 
     code = "peer-refused"
+
+
+class NotConverged(MigrationError):
+    """The downtime limit could not be met in time (`switchover-timeout`); the source has not stopped and runs on."""
+
+    code = "not-converged"
 
 
 class HandoverTimeout(MigrationError):

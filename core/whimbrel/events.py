@@ -13,15 +13,20 @@ import attrs
 
 __all__ = [
     "Arrived",
+    "Converging",
     "Event",
+    "Forecast",
     "GuestStarted",
     "GuestStopped",
+    "GuestThrottled",
     "MigrationFinished",
     "Round",
     "RoundFinished",
     "RoundStarted",
     "RunStateChanged",
+    "Stalled",
     "StateChanged",
+    "SwitchoverForced",
 ]
 
 
@@ -69,11 +74,63 @@ class Round:
     dirty_rate: float  # bytes per second, measured over the round
     expected_downtime: float  # seconds
     downtime_limit: float  # seconds
+    fixed_downtime: float = 0.0  # seconds of the expected downtime that no further round can save
+
+    @property
+    def fits(self) -> bool:
+        """Whether the guest could be stopped now within the limit, as far as is known.
+
+        A limit of 0 asks for the least there can be: a round that leaves nothing.
+        """
+        if self.downtime_limit <= 0:
+            return self.remaining == 0
+        return self.expected_downtime <= self.downtime_limit
+
+
+@attrs.frozen(kw_only=True)
+class Forecast:
+    """What a migration is expected to take in all, said behind round `number`, if nothing changes. In seconds."""
+
+    number: int
+    total_time: float  # from its start to its end
+    downtime: float
 
 
 @attrs.frozen(kw_only=True)
 class RoundFinished(Event):
-    """A round went through every handler and the dirty marks were read again."""
+    """A round went through every handler and the dirty marks were read again.
+
+    `forecast` is there from the second round on, unless no end can be foreseen.
+    """
+
+    round: Round
+    forecast: Forecast | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Stalled(Event):
+    """For several rounds what is left has not shrunk markedly, and it does not fit the limit; said when that begins."""
+
+    round: Round
+
+
+@attrs.frozen(kw_only=True)
+class Converging(Event):
+    """A stall is over: what is left shrinks again, or fits the limit."""
+
+    round: Round
+
+
+@attrs.frozen(kw_only=True)
+class GuestThrottled(Event):
+    """The guest is kept from running for `percent` per cent of its time from now on; 0 at the end (auto-converge)."""
+
+    percent: int
+
+
+@attrs.frozen(kw_only=True)
+class SwitchoverForced(Event):
+    """`switchover-timeout` has passed: the guest is stopped although that is expected to exceed the limit."""
 
     round: Round
 

@@ -10,7 +10,7 @@ import pytest
 from whimbrel import RunState, hookimpl
 from whimbrel.errors import ChannelLost, PluginError
 from whimbrel.events import Arrived, MigrationFinished, StateChanged
-from whimbrel.migration.switchover import NEGLIGIBLE, SHRINKING, should_switch
+from whimbrel.migration.switchover import Switchover
 
 LONG = 60.0
 
@@ -59,7 +59,8 @@ def test_without_an_answer_the_core_decides(make_pair, build, settings):
     pair.source.start()
     _, outgoing = pair.run()
     assert outgoing.error is None
-    assert [should_switch(round_) for round_ in chooses.rounds] == [False] * (len(chooses.rounds) - 1) + [True]
+    rule = Switchover()
+    assert [rule.due(round_) for round_ in chooses.rounds] == [False] * (len(chooses.rounds) - 1) + [True]
 
 
 @pytest.mark.parametrize("answer", [ZeroDivisionError("a bug of the plugin's"), "perhaps", 1])
@@ -74,56 +75,6 @@ def test_a_choice_that_fails_ends_the_migration_while_that_is_free(make_pair, bu
     assert outgoing.info.error_code == "plugin"
     assert pair.source.run_state is RunState.RUNNING
     build.source.wait_steps(5)
-
-
-# -------------------------------------------------------------------------------------------------- the core's own rule
-
-
-@pytest.fixture
-def round_of():
-    from whimbrel.events import Round
-
-    def make(*, remaining, previous, bandwidth=1e9, limit=0.3):
-        return Round(
-            number=1,
-            seconds=1.0,
-            sent_bytes=previous,
-            remaining=remaining,
-            previous_remaining=previous,
-            total=1 << 30,
-            bandwidth=bandwidth,
-            dirty_rate=0.0,
-            expected_downtime=remaining / bandwidth,
-            downtime_limit=limit,
-        )
-
-    return make
-
-
-def test_the_rule_never_exceeds_the_limit(round_of):
-    assert not should_switch(round_of(remaining=301_000_000, previous=302_000_000))
-    assert should_switch(round_of(remaining=299_000_000, previous=302_000_000))
-    assert not should_switch(round_of(remaining=1, previous=1, bandwidth=1.0, limit=0.5))
-
-
-def test_the_rule_goes_on_while_a_round_still_shrinks_the_remainder(round_of):
-    assert not should_switch(round_of(remaining=100_000_000, previous=200_000_000))
-    assert not should_switch(round_of(remaining=74_000_000, previous=100_000_000))
-    assert should_switch(round_of(remaining=76_000_000, previous=100_000_000))
-    assert should_switch(round_of(remaining=200_000_000, previous=100_000_000))
-
-
-def test_the_rule_has_enough_of_what_is_negligible(round_of):
-    assert should_switch(round_of(remaining=0, previous=100_000_000))
-    assert should_switch(round_of(remaining=int(NEGLIGIBLE * 1e9), previous=100_000_000))
-    assert should_switch(round_of(remaining=0, previous=0, limit=0.0))
-
-
-def test_the_rounds_that_the_rule_adds_are_bounded(round_of):
-    remaining, rounds = 1 << 40, 0
-    while not should_switch(round_of(remaining=int(remaining * SHRINKING) - 1, previous=remaining, limit=1e9)):
-        remaining, rounds = int(remaining * SHRINKING) - 1, rounds + 1
-    assert rounds < 60
 
 
 # ---------------------------------------------------------------------------------------------------------- the notices

@@ -12,6 +12,7 @@ import pytest
 
 from whimbrel import Machine, MigrationStatus
 from whimbrel.errors import StateError
+from whimbrel.events import RoundFinished
 from whimbrel.migration import outgoing as outgoing_module
 from whimbrel.stream import Pacer
 from whimbrel.testing.faults import ChannelWrapper
@@ -183,7 +184,7 @@ def test_what_does_not_converge_completes_when_the_limit_is_raised(make_pair, ch
     rounds = []
 
     def look(event):
-        if hasattr(event, "round"):
+        if isinstance(event, RoundFinished):
             rounds.append(event.round)
             if len(rounds) >= 4:
                 many.set()
@@ -211,7 +212,7 @@ def test_a_limit_of_nothing_waits_for_a_round_that_leaves_nothing(make_pair, chu
     rounds, enough = [], threading.Event()
 
     def look(event):
-        if hasattr(event, "round"):
+        if isinstance(event, RoundFinished):
             rounds.append(event.round.remaining)
         if len(rounds) >= 5 or getattr(event, "new", "") == "completed":
             enough.set()

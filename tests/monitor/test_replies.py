@@ -188,7 +188,12 @@ def test_capabilities_are_set_all_or_none(console):
 def test_parameters_have_qemus_defaults(console):
     parameters = console.get("query-migrate-parameters")
     qemus = {name: json.loads(value) for name, value in map(str.split, PARAMETERS.split(";"))}
-    assert parameters == {**qemus, "avail-switchover-bandwidth": 0}
+    assert parameters == {
+        **qemus,
+        "avail-switchover-bandwidth": 0,
+        "switchover-policy": "wait",
+        "switchover-timeout": 0,
+    }
 
 
 def test_parameters_are_set_all_or_none(console):

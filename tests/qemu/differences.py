@@ -39,7 +39,8 @@ DIFFERENCES: Final[Mapping[str, str]] = {
     "goes on",
     "not-yet": 'some capabilities and parameters are refused with "… is not available in this version of whimbrel yet: '
     '…", and so are `blk` and `inc`',
-    "more": "some lists have more in them: the older commands, the settings of later QEMUs, commands of our own",
+    "more": "some lists have more in them: the older commands, the settings of later QEMUs, settings and commands of "
+    "our own",
     "announce-step": "`announce-step` may be 0",
     "version": "`package` in the greeting and in `query-version` names whimbrel",
     "oob": "no out-of-band execution (`exec-oob`); none is offered",

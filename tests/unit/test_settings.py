@@ -22,7 +22,7 @@ CAPABILITIES = [
     "late-block-activate", "x-ignore-shared", "validate-uuid", "background-snapshot", "zero-copy-send",
     "postcopy-preempt", "switchover-ack",
 ]  # fmt: skip
-WORKING = {"events", "return-path", "pause-before-switchover", "switchover-ack", "validate-uuid"}
+WORKING = {"auto-converge", "events", "return-path", "pause-before-switchover", "switchover-ack", "validate-uuid"}
 PARAMETERS = {
     "announce-initial": 50, "announce-max": 550, "announce-rounds": 5, "announce-step": 100,
     "block-incremental": False, "compress-level": 1, "compress-threads": 8, "compress-wait-thread": True,
@@ -31,6 +31,7 @@ PARAMETERS = {
     "multifd-channels": 2, "multifd-compression": "none", "multifd-zlib-level": 1, "multifd-zstd-level": 1,
     "throttle-trigger-threshold": 50, "tls-authz": "", "tls-creds": "", "tls-hostname": "",
     "x-checkpoint-delay": 20000, "xbzrle-cache-size": 67108864, "avail-switchover-bandwidth": 0,
+    "switchover-policy": "wait", "switchover-timeout": 0,
 }  # fmt: skip
 
 

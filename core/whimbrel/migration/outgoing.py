@@ -16,13 +16,14 @@ import threading
 from functools import partial
 from typing import Final
 
-from whimbrel.abc import MigrationPlan, Patience
+from whimbrel.abc import IterableHandler, MigrationPlan, Patience
 from whimbrel.errors import (
     ChannelClosed,
     ChannelError,
     ChannelLost,
     HandoverTimeout,
     HandoverUndecided,
+    IncompatibleError,
     MigrationCancelled,
     MigrationError,
     MigrationRefused,
@@ -31,9 +32,10 @@ from whimbrel.errors import (
     StateError,
     WhimbrelError,
 )
-from whimbrel.events import Round, RoundFinished, RoundStarted
+from whimbrel.events import GuestThrottled, Round, RoundStarted
 from whimbrel.machine import BareMachine, RunState
 from whimbrel.migration.attempt import Attempt, unexpected
+from whimbrel.migration.convergence import Convergence
 from whimbrel.migration.deadline import Deadline
 from whimbrel.migration.globalstate import RunStateCarrier
 from whimbrel.migration.handover import (
@@ -45,18 +47,19 @@ from whimbrel.migration.handover import (
     last_word_timeout,
     source_handover,
 )
+from whimbrel.migration.lanes import Bundle, Departing, Method, connecting
 from whimbrel.migration.quietly import quietly
 from whimbrel.migration.return_path import ReturnPath
 from whimbrel.migration.rounds import Rounds
 from whimbrel.migration.saver import StreamSaver
 from whimbrel.migration.savevm import Registry
-from whimbrel.migration.statistics import MigrationInfo, Statistics
+from whimbrel.migration.statistics import Cause, MigrationInfo, Statistics
 from whimbrel.migration.status import SOURCE_MOVES, MigrationStatus
-from whimbrel.migration.switchover import should_switch
+from whimbrel.migration.throttle import AutoConverge
 from whimbrel.migration.uri import Destination
 from whimbrel.plugins import PluginManager
 from whimbrel.stream import Pacer, Writer
-from whimbrel.wire import commands
+from whimbrel.wire import commands, multifd
 
 _log = logging.getLogger("whimbrel")
 
@@ -86,7 +89,13 @@ class OutgoingMigration(Attempt):
         self._proceed = threading.Event()
         self._out: Writer
         self._return_path: ReturnPath | None = None
+        self._method = Method.of(self._parameters, plugins) if self._capabilities.multifd else None
+        if self._method is not None:
+            self._form = self._method.announced_in(self._form)
+        self._lanes: Departing | None = None
         self._statistics = Statistics()
+        throttle = AutoConverge(self._parameters, self._throttle) if self._capabilities.auto_converge else None
+        self._convergence = Convergence(self._parameters, self._statistics, machine.notifiers.emit, throttle)
         self._thaw_to: RunState | None = None
 
     # --------------------------------------------------------------------------------- what people call
@@ -103,6 +112,7 @@ class OutgoingMigration(Attempt):
             self._status.now,
             error="" if self._error is None else str(self._error),
             error_code="" if self._error is None else self._error.code,
+            cpu_throttle=self._convergence.cpu_throttle,
             ownership=str(self._ownership.now),
             failed_notifiers=self._failed_notifiers(),
         )
@@ -140,8 +150,9 @@ class OutgoingMigration(Attempt):
         """Connect, and send everything up to the START sections."""
         self._patience = Patience(self._limits.connect_timeout, self._patience.cancelled)
         channel = self._destination.spec.create().connect(self._destination.address, self._patience)
+        bundle = Bundle(channel)
         with self._deciding:
-            self._channel = channel
+            self._channel = bundle
             if self._patience.cancelled.is_set():
                 raise MigrationCancelled("cancelled while connecting")
         if not channel.duplex and (problems := self._destination.missed_way_back(self._capabilities)):
@@ -149,26 +160,67 @@ class OutgoingMigration(Attempt):
         out = self._out = Writer(channel)
         saver = StreamSaver(self._registry, self._form, out)
         saver.header()
+        if self._method is not None:
+            out.flush()  # a QEMU 7.2 reads nothing more of it before all lanes are there
+            self._lanes = self._connect_lanes(bundle, self._method)
         if channel.duplex:
             self._return_path = ReturnPath(channel, on_failure=self._link_failed)
             self._return_path.start()
             saver.command(commands.OpenReturnPath())
             self._ping(saver, FIRST_PING)
+        if self._lanes is not None:
+            self._agree_on_method()
+            for _, handler in self._registry.iterable:
+                handler.use_lanes(self._lanes)
+            self._lanes.start()
         saver.start()
         out.flush()
         handlers = [handler for _, handler in self._registry.iterable]
         keyed = {handler.statistics_key: handler.progress for handler in handlers if handler.statistics_key}
-        self._statistics.setup_ended(lambda: out.offset, keyed)
+        self._statistics.setup_ended(
+            lambda: out.offset,
+            keyed,
+            details=lambda: {name: members for h in handlers for name, members in h.statistics().items()},
+            round_trip=lambda: 0.0 if self._return_path is None else self._return_path.round_trip,
+            round_trips=self._round_trips(),
+        )
         self._sync()
         self._move(MigrationStatus.ACTIVE)
         return saver
+
+    def _connect_lanes(self, bundle: Bundle, method: Method) -> Departing:
+        channels = connecting.connect(
+            self._destination,
+            Patience(self._limits.connect_timeout, self._patience.cancelled),
+            lanes=self._parameters.multifd_channels,
+            uuid=connecting.uuid_of(self._machine),
+            bundle=bundle,
+        )
+        lanes = Departing(channels, multifd.mode_of(self._machine.name), method, on_failure=self._lane_failed)
+        self._statistics.sends_beside(lambda: lanes.sent)
+        return lanes
+
+    def _agree_on_method(self) -> None:
+        """A codec that no QEMU has is named in the configuration: no page is sent before the destination took that."""
+        if self._method is None or not self._method.announced:
+            return
+        assert self._return_path is not None, "refused without a way back"
+        self._out.flush()
+        try:
+            self._return_path.wait_pong(FIRST_PING)
+        except MigrationError as exc:
+            raise IncompatibleError(
+                f"the destination has not agreed to multifd-compression {self._method.name!r}: {exc}",
+                hint="it must have that codec too, and be set to it; its own error says more",
+                place=exc.place,
+            ) from exc
 
     def _go_rounds(self, saver: StreamSaver) -> None:
         """Send what is dirty, again and again, until it is time to stop the guest."""
         out = self._out
         pacer = Pacer(
             limit=lambda: self._parameters.max_bandwidth,
-            sent=lambda: out.offset,
+            sent=lambda: out.offset + (0 if self._lanes is None else self._lanes.committed),
             wait=self._stopping.wait,
             stopping=self._stopping.is_set,
             check=self._check,
@@ -183,7 +235,7 @@ class OutgoingMigration(Attempt):
             drain=partial(self._drain, saver),
         )
         for round_ in rounds:
-            self._machine.notifiers.emit(RoundFinished(round=round_))
+            self._convergence.heard(round_)
             if self._may_switch(round_):
                 return
             if not round_.remaining:
@@ -194,17 +246,29 @@ class OutgoingMigration(Attempt):
         self._check()
         if self._return_path is None:
             self._out.flush()
+            if self._lanes is not None:
+                self._lanes.drain()
             return
         value = ROUND_PING + self._statistics.rounds
         self._ping(saver, value)
         self._out.flush()
         self._return_path.wait_pong(value)
 
+    def _round_trips(self) -> int:
+        """How many of the destination's answers the switchover waits for: the proof, and its last word."""
+        if self._return_path is None:
+            return 0
+        return 1 if self._timing is HandoverTiming.QEMU else 2
+
     def _may_switch(self, round_: Round) -> bool:
-        if self._capabilities.switchover_ack and not self._agreed():
-            return False
-        choice = self._plugins.choose_switchover(round_)
-        return should_switch(round_) if choice is None else choice
+        agreed = not self._capabilities.switchover_ack or self._agreed()
+        choice = self._plugins.choose_switchover(round_) if agreed else None
+        return self._convergence.decide(round_, choice=choice, agreed=agreed)
+
+    def _throttle(self, percent: int) -> None:
+        with self._machine.lock:
+            self._machine.guest.throttle(percent)
+        self._machine.notifiers.emit(GuestThrottled(percent=percent))
 
     def _agreed(self) -> bool:
         """Whether the destination is ready for the switchover; while it is not, rounds are in no hurry."""
@@ -233,6 +297,7 @@ class OutgoingMigration(Attempt):
         self._thaw_to = thaw_to
         self._ownership.move(SourceOwnership.FROZEN)
         self._global_state.set(thaw_to)
+        self._statistics.mark(Cause.STOP)
 
     def _pause(self) -> None:
         """Wait, with the guest stopped, until somebody says migrate-continue or cancel."""
@@ -240,6 +305,7 @@ class OutgoingMigration(Attempt):
         self._proceed.wait()
         self._check()
         self._move(MigrationStatus.DEVICE)
+        self._statistics.mark(Cause.PAUSE)
 
     def _send_rest(self, saver: StreamSaver) -> None:
         """Send what is dirty and all devices, and have the destination prove that it holds them.
@@ -248,19 +314,24 @@ class OutgoingMigration(Attempt):
         for the proof and twice what the rest was expected to take.
         """
         assert self._channel is not None, "frozen without a channel"
+        mark = self._statistics.mark
         expected = self._statistics.expected_downtime or 0.0
         seconds = self._machine.settings.handover_seconds() + (2 * expected if math.isfinite(expected) else 0.0)
         with Deadline(seconds, self._channel) as deadline:
             try:
                 self._sync()
-                saver.end()
+                saver.end(self._part_ended)
                 saver.devices()
+                mark(Cause.DEVICES)
                 if self._return_path is None or self._timing is HandoverTiming.QEMU:
                     self._out.flush()
+                    mark(Cause.TRANSFER)
                     return
                 self._ping(saver, PROOF)
                 self._out.flush()
+                mark(Cause.TRANSFER)
                 self._return_path.wait_pong(PROOF)
+                mark(Cause.CONFIRM)
                 self._ownership.move(SourceOwnership.PREPARED)
             except MigrationError as exc:
                 if not deadline.passed or self._patience.cancelled.is_set():
@@ -271,6 +342,9 @@ class OutgoingMigration(Attempt):
                     place=exc.place,
                 ) from exc
 
+    def _part_ended(self, handler: IterableHandler) -> None:
+        self._statistics.mark(Cause.DRIVES if handler.statistics_key == "disk" else Cause.RAM)
+
     def _let_go(self, saver: StreamSaver) -> None:
         """Tell the destination that the machine is its own, and hear that it runs."""
         assert self._channel is not None, "released without a channel"
@@ -278,6 +352,7 @@ class OutgoingMigration(Attempt):
             try:
                 saver.finish()
                 self._out.flush()
+                self._statistics.mark(Cause.RELEASE)
                 if self._return_path is not None:
                     self._return_path.wait_shut()
                     self._ownership.move(SourceOwnership.DONE)
@@ -302,6 +377,7 @@ class OutgoingMigration(Attempt):
     # --------------------------------------------------------------------------------------------- the end
 
     def _settle(self, error: WhimbrelError | None, *, cancelled: bool) -> WhimbrelError | None:
+        quietly(self._convergence.release, "letting the guest have all of its time again")
         if self._released:
             quietly(self._machine.let_go, "letting go of the machine")
         elif self._thaw_to is not None:
@@ -313,6 +389,8 @@ class OutgoingMigration(Attempt):
         self._hang_up()
         if self._return_path is not None:
             self._return_path.join()
+        if self._lanes is not None:
+            self._lanes.close()
         self._registry.finish()
         self._statistics.ended()
         return _undecided(error) if error is not None and self._released else error
@@ -332,6 +410,8 @@ class OutgoingMigration(Attempt):
 
     def _best_reason(self, error: WhimbrelError | None) -> WhimbrelError | None:
         """A broken channel is often the effect of what the return path has heard, or is about to hear."""
+        if self._lanes is not None and self._lanes.failure is not None and isinstance(error, ChannelError):
+            error = self._lanes.failure
         if self._return_path is None or not isinstance(error, ChannelError):
             return error
         try:
@@ -356,6 +436,16 @@ class OutgoingMigration(Attempt):
             raise MigrationCancelled("cancelled before the machine was let go of")
         if self._return_path is not None and self._return_path.failure is not None:
             raise self._return_path.failure
+        if self._lanes is not None:
+            self._lanes.check()
+
+    def _lane_failed(self) -> None:
+        """A lane is broken: wake the migration thread, once the destination has had a moment to say why."""
+        self._stopping.set()
+        if self._return_path is not None:
+            self._return_path.wait_failure(LAST_WORDS)
+        self._proceed.set()
+        self._hang_up()
 
     def _link_failed(self) -> None:
         """The return path is broken: wake the migration thread wherever it is blocked."""
@@ -401,6 +491,7 @@ def refuse_if_impossible(machine: BareMachine, plugins: PluginManager, destinati
     problems = list(machine.blockers.reasons())
     if not destination.duplex:
         problems += destination.missed_way_back(machine.settings.capabilities)
+    problems += connecting.problems_of(machine, destination, plugins)
     problems += registry.problems()
     problems += plugins.check_migration(plan_of(machine, destination, registry))
     if problems:
@@ -419,4 +510,11 @@ def plan_of(machine: BareMachine, destination: Destination, registry: Registry) 
         parameters=settings.parameters.as_dict(),
         ram={block.name: block.size for block in machine.ram},
         sections=registry.names(),
+        codecs=_codecs_of(machine),
     )
+
+
+def _codecs_of(machine: BareMachine) -> tuple[str, ...]:
+    capabilities, parameters = machine.settings.capabilities, machine.settings.parameters
+    compression = parameters.multifd_compression
+    return (compression,) if capabilities.multifd and compression != "none" else ()

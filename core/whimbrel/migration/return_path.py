@@ -6,7 +6,9 @@ wait raises it.
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Callable
 
 from whimbrel.abc import Channel
@@ -24,7 +26,8 @@ class ReturnPath:
         self._on_failure = on_failure
         self._changed = threading.Condition()
         self._pongs: set[int] = set()
-        self._asked: set[int] = set()
+        self._asked: dict[int, float] = {}  # when
+        self._quickest = math.inf
         self._acknowledged = False
         self._may_shut = False
         self._shut = False
@@ -45,10 +48,18 @@ class ReturnPath:
         """What went wrong, if anything has."""
         return self._failure
 
+    @property
+    def round_trip(self) -> float:
+        """How long an answer takes, in seconds: no longer than the quickest so far did, what went before it included.
+
+        0 before the first.
+        """
+        return self._quickest if math.isfinite(self._quickest) else 0.0
+
     def asking(self, value: int) -> None:
         """A PING of `value` is about to be sent; only PONGs that were asked for are believed."""
         with self._changed:
-            self._asked.add(value)
+            self._asked[value] = time.monotonic()
 
     def wait_acknowledged(self, timeout: float) -> bool:
         """Wait for the destination to say that it is ready for the switchover; False if it has not in time."""
@@ -62,6 +73,11 @@ class ReturnPath:
     def wait_pong(self, value: int) -> None:
         """Wait for the PONG of `value`. Raises the failure; a channel that is closed is one."""
         self._wait(lambda: value in self._pongs, None)
+
+    def wait_failure(self, timeout: float) -> None:
+        """Wait until something goes wrong, or the last word comes; raises nothing."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._failure is not None or self._shut, timeout)
 
     def wait_shut(self, timeout: float | None = None) -> bool:
         """Wait for the destination's last word; False if it has not come in time. Raises the failure."""
@@ -98,7 +114,7 @@ class ReturnPath:
                 case Pong(value):
                     if value not in self._asked:
                         raise StreamError(f"the destination answered a PING that was never sent ({value:#x})")
-                    self._asked.remove(value)
+                    self._quickest = min(self._quickest, time.monotonic() - self._asked.pop(value))
                     self._pongs.add(value)
                 case SwitchoverAck():
                     if self._acknowledged:

@@ -55,6 +55,10 @@ class Rounds:
 
     def _send(self) -> None:
         while self._registry.pending():
-            self._saver.part(self._pacer.next_slice())
+            pauses = self._pacer.pauses
+            slice_ = self._pacer.next_slice()
+            if self._pacer.pauses > pauses:
+                self._statistics.burst_begins()
+            self._saver.part(slice_)
             self._statistics.tick()
         self._drain()

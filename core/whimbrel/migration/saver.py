@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final, TypeVar
 
-from whimbrel.abc import SectionKind, Slice
+from whimbrel.abc import IterableHandler, SectionKind, Slice
 from whimbrel.migration.savevm import Entry, Registry, write_section
 from whimbrel.stream import Writer
 from whimbrel.wire import commands, description, skeleton
@@ -54,10 +54,11 @@ class StreamSaver:
             if slice_.over():
                 break
 
-    def end(self) -> None:
-        """Write the END sections. The guest stands still, and everything was synced."""
+    def end(self, done: Callable[[IterableHandler], object]) -> None:
+        """Write the END sections, and say of each that it is `done`. The guest stands still; everything was synced."""
         for entry, handler in self._registry.iterable:
             self._section(entry, SectionKind.END, partial(handler.save_end, self._out))
+            done(handler)
 
     def devices(self) -> None:
         """Write the FULL sections. The guest stands still."""

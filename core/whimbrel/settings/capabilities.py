@@ -11,7 +11,7 @@ from typing import ClassVar
 import attrs
 
 from whimbrel.settings.kinds import Flag, setting
-from whimbrel.settings.section import Section, judged
+from whimbrel.settings.section import Rule, Section, judged
 
 __all__ = ["Capabilities"]
 
@@ -37,14 +37,19 @@ class Capabilities(Section):
     """
 
     noun: ClassVar[str] = "capability"
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            ("multifd", "compress"),
+            lambda multifd, compress: not (multifd and compress),
+            "Multifd is not compatible with compress",
+        ),
+    )
 
     xbzrle: bool = _later(
         "send what changed within a page that was sent before", "QEMU 1.2", "a changed page is sent whole"
     )
     rdma_pin_all: bool = _later("pin all memory at once for RDMA", "QEMU 2.0", "there is no RDMA transport")
-    auto_converge: bool = _later(
-        "slow a guest down that writes faster than the link carries", "QEMU 1.6", "the guest keeps its full speed"
-    )
+    auto_converge: bool = _works("slow a guest down that writes faster than the link carries", "QEMU 1.6")
     zero_blocks: bool = _later("send blocks of zeroes of a drive as a mark", "QEMU 1.6", "drives are not migrated")
     compress: bool = _later("compress pages one by one with zlib", "QEMU 2.4", "pages are sent as they are")
     events: bool = _works("send the QMP events MIGRATION and MIGRATION_PASS", "QEMU 2.4")
@@ -66,7 +71,9 @@ class Capabilities(Section):
     pause_before_switchover: bool = _works(
         "stop the guest, then wait in pre-switchover for migrate-continue before its devices are sent", "QEMU 2.11"
     )
-    multifd: bool = _later("send pages over several connections", "QEMU 4.0", "all pages go over one connection")
+    multifd: bool = _works(
+        "send pages over several connections; must be on at both ends, with the same multifd-channels", "QEMU 4.0"
+    )
     dirty_bitmaps: bool = _later("send the dirty bitmaps of drives along", "QEMU 2.12", "drives are not migrated")
     postcopy_blocktime: bool = _later(
         "measure how long post-copy blocks the guest", "QEMU 3.0", "there is no post-copy"

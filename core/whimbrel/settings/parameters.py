@@ -59,6 +59,12 @@ _DOWNTIME: Final = Number(
 _DELAY: Final = Number(
     bits=32, unit="ms", parse=units.parse_milliseconds, expects='milliseconds, such as 20000 or "20s"'
 )
+_TIMEOUT: Final = Number(
+    unit="ms",
+    parse=units.parse_milliseconds,
+    range_text="a number of milliseconds",
+    expects='milliseconds such as 60000 or "60s"; 0 for ever',
+)
 _CACHE: Final = size(
     'a power of two from 4096 up, such as 67108864 or "64MiB"',
     low=_PAGE_SIZE,
@@ -172,4 +178,16 @@ class Parameters(Section):
         0,
         "the bandwidth to reckon with when the moment for the switchover is chosen; limits nothing",
         since="QEMU 8.2",
+    )
+    switchover_policy: str = setting(
+        Choice("wait", "stop", "cancel"),
+        "wait",
+        "what becomes of a migration that does not meet `downtime-limit` within `switchover-timeout`: it goes on, the "
+        "guest is stopped for longer than the limit, or the migration is given up and the guest runs on",
+    )
+    switchover_timeout: int = setting(
+        _TIMEOUT,
+        0,
+        "how long `downtime-limit` may remain out of reach, from the end of the first round on, before "
+        "`switchover-policy` counts; 0 for ever",
     )

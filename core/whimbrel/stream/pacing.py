@@ -34,6 +34,7 @@ class Pacer:
     stopping: Callable[[], bool]
     check: Callable[[], None]
     clock: Callable[[], float] = time.monotonic
+    pauses: int = attrs.field(default=0, init=False)  # how often a window had to be waited for
     _window: float = attrs.field(default=-math.inf, init=False)  # when the current window began
     # Bytes that may be sent until it ends; owed where negative. A fraction counts, or a limit below 10 would not hold.
     _grant: float = attrs.field(default=0.0, init=False)
@@ -46,6 +47,7 @@ class Pacer:
             self._settle()
             if self._grant > 0:
                 return PacedSlice(self, self.clock() + SLICE)
+            self.pauses += 1
             self.wait(max(0.0, self._window + WINDOW - self.clock()))
 
     def bytes_left(self) -> int:

@@ -14,7 +14,7 @@ from whimbrel.hookspecs import hookimpl
 from whimbrel.units import format_rate, format_seconds, format_size
 
 if TYPE_CHECKING:
-    from whimbrel.events import Event, Round
+    from whimbrel.events import Event, Forecast, Round
 
 __all__ = ["sentence", "whimbrel_on_event"]
 
@@ -36,7 +36,15 @@ def sentence(event: Event) -> str:
         case events.RoundStarted():
             return f"round {event.number} starts"
         case events.RoundFinished():
-            return _round(event.round)
+            return _round(event.round) + _forecast(event.forecast)
+        case events.Stalled():
+            return f"the migration does not converge: {_left(event.round)}"
+        case events.Converging():
+            return f"the migration converges again: {_left(event.round)}"
+        case events.SwitchoverForced():
+            return f"the guest is stopped although the limit cannot be met: {_left(event.round)}"
+        case events.GuestThrottled():
+            return f"the guest is throttled by {event.percent} %" if event.percent else "the guest is not throttled"
         case events.RunStateChanged():
             return f"the machine is {event.new} (was {event.old})"
         case events.GuestStopped():
@@ -55,10 +63,19 @@ def sentence(event: Event) -> str:
 def _round(done: Round) -> str:
     return (
         f"round {done.number}: sent {format_size(done.sent_bytes)} in {_seconds(done.seconds)}"
-        f" ({_rate(done.bandwidth)}), {format_size(done.remaining)} of {format_size(done.total)} remain,"
-        f" dirtied at {_rate(done.dirty_rate)};"
+        f" ({_rate(done.bandwidth)}), {_left(done)}"
+    )
+
+
+def _left(done: Round) -> str:
+    return (
+        f"{format_size(done.remaining)} of {format_size(done.total)} remain, dirtied at {_rate(done.dirty_rate)};"
         f" expected downtime {_seconds(done.expected_downtime)}, limit {_seconds(done.downtime_limit)}"
     )
+
+
+def _forecast(made: Forecast | None) -> str:
+    return "" if made is None else f"; {_seconds(made.total_time)} in all are foreseen"
 
 
 def _finished(event: events.MigrationFinished) -> str:

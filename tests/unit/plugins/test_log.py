@@ -21,6 +21,8 @@ ROUND = events.Round(
     downtime_limit=0.3,
 )
 
+LEFT = "3 MiB of 1 GiB remain, dirtied at 12 MiB/s; expected downtime 62.5 ms, limit 300 ms"
+
 SENTENCES = [
     (events.StateChanged(role="source", old="setup", new="active"), "source: migration is active (was setup)"),
     (events.RoundStarted(number=2), "round 2 starts"),
@@ -31,6 +33,18 @@ SENTENCES = [
             " expected downtime 62.5 ms, limit 300 ms"
         ),
     ),
+    (
+        events.RoundFinished(round=ROUND, forecast=events.Forecast(number=3, total_time=2.5, downtime=0.05)),
+        (
+            "round 3: sent 12 MiB in 250 ms (48 MiB/s), 3 MiB of 1 GiB remain, dirtied at 12 MiB/s;"
+            " expected downtime 62.5 ms, limit 300 ms; 2.5 s in all are foreseen"
+        ),
+    ),
+    (events.Stalled(round=ROUND), f"the migration does not converge: {LEFT}"),
+    (events.Converging(round=ROUND), f"the migration converges again: {LEFT}"),
+    (events.SwitchoverForced(round=ROUND), f"the guest is stopped although the limit cannot be met: {LEFT}"),
+    (events.GuestThrottled(percent=30), "the guest is throttled by 30 %"),
+    (events.GuestThrottled(percent=0), "the guest is not throttled"),
     (events.RunStateChanged(old="running", new="finish-migrate"), "the machine is finish-migrate (was running)"),
     (events.GuestStopped(), "the guest has stopped"),
     (events.GuestStarted(), "the guest runs"),

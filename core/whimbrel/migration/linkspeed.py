@@ -1,0 +1,62 @@
+"""What the link carries, as far as it has been seen, and how long a remainder takes over it.
+
+The switchover is not held back by `max-bandwidth`, while the rounds are. So a round that had to wait for its windows
+has measured the limit and not the link. What is known beyond it is a *burst*: what went since the last such wait, until
+the destination's echo. It is believed for a few times as much as was seen, since a link may be fast for a moment only;
+the rest of a remainder is reckoned with the average, which has been seen for long.
+
+A remainder is counted in memory, a link in bytes. Pages that are zero or that shrink (delta encoding) go quicker than
+the link says. So from the second round on, when the pages are those that the guest writes again and again, the speed at
+which memory was got rid of counts too, by the slower of the last two rounds.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+import attrs
+
+MEASURABLE: Final = 1 << 16  # bytes that must have gone for their speed to mean something
+BELIEVED: Final = 4  # how many times what a burst was made of its speed is taken to hold
+
+
+@attrs.define
+class LinkSpeed:
+    """Speeds in bytes per second; 0 for unknown. Times in seconds, with the echo's way (`round_trip`) in them.
+
+    Written by one thread.
+    """
+
+    average: float = 0.0
+    _burst: float = attrs.field(default=0.0, init=False)
+    _burst_size: int = attrs.field(default=0, init=False)
+    _handled: deque[float] = attrs.field(factory=lambda: deque(maxlen=2), init=False)
+
+    def sent(self, size: int, span: float, round_trip: float = 0.0) -> None:
+        """`size` bytes went in a whole round."""
+        if size >= MEASURABLE or self.average == 0.0:
+            self.average = size / _own(span, round_trip)
+
+    def burst(self, size: int, span: float, round_trip: float = 0.0) -> None:
+        """`size` bytes went since the last wait for a window."""
+        if size >= MEASURABLE:
+            self._burst, self._burst_size = size / _own(span, round_trip), size
+
+    def handled(self, memory: int, span: float, round_trip: float = 0.0) -> None:
+        """A round, not the first, got rid of `memory` bytes of pages."""
+        if memory >= MEASURABLE:
+            self._handled.append(memory / _own(span, round_trip))
+
+    def seconds_for(self, remaining: int) -> float:
+        """How long `remaining` bytes of memory take when nothing holds them back; infinite where nothing is known."""
+        average = max(self.average, min(self._handled, default=0.0))
+        if not remaining or not average:
+            return float("inf") if remaining else 0.0
+        quick = min(remaining, BELIEVED * self._burst_size) if self._burst > average else 0
+        return (quick / self._burst if quick else 0.0) + (remaining - quick) / average
+
+
+def _own(span: float, round_trip: float) -> float:
+    """What of `span` was the bytes' own time: what the echo took is not, but never the most of it."""
+    return max(span - round_trip, span / 2)
