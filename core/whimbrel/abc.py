@@ -202,6 +202,8 @@ class TransportSpec:
     duplex_at: Callable[[str], bool] | None = None
     """Where that depends on the address: whether bytes travel both ways at this one. Asked before anything is touched
     and never raises; True where it cannot be told, for in the end the channel says what it is."""
+    several: bool = False
+    """Whether one URI can be connected to several times, and its listener accepts several peers, as lanes need."""
     runs_programs: bool = False
     """Whether an address is a command to run on this host: a monitor's client may not name one unless allowed."""
 
@@ -521,6 +523,9 @@ class ArrivingLanes(Protocol):
         Raises what a lane has failed with: StreamError for what it was sent, ChannelError.
         """
 
+    def complete(self) -> None:
+        """Take no more pages. Called once, behind the last sync; raises StreamError if some came behind that."""
+
 
 # ----------------------------------------------------------------------------------------------- dirty tracking
 
@@ -756,3 +761,4 @@ class MigrationPlan:
     parameters: Mapping[str, object]
     ram: Mapping[str, int]  # block name -> bytes
     sections: tuple[str, ...]  # idstr of every handler, in order
+    codecs: tuple[str, ...] = ()  # names of those that are used

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Final
 
@@ -32,13 +33,14 @@ from whimbrel.migration.attempt import Attempt
 from whimbrel.migration.deadline import Deadline
 from whimbrel.migration.globalstate import GlobalStateHandler
 from whimbrel.migration.handover import DestinationOwnership, destination_handover, last_word_timeout
+from whimbrel.migration.lanes import Arriving, Bundle, Gathered, Gathering, Method, connecting
 from whimbrel.migration.loader import StreamLoader
 from whimbrel.migration.quietly import quietly
 from whimbrel.migration.savevm import Registry
 from whimbrel.migration.statistics import MigrationInfo
 from whimbrel.migration.status import DESTINATION_MOVES, MigrationStatus
 from whimbrel.plugins import PluginManager
-from whimbrel.stream import Reader
+from whimbrel.stream import Reader, Replay
 from whimbrel.wire.return_path import Message, Shut
 
 _log = logging.getLogger("whimbrel")
@@ -70,6 +72,11 @@ class IncomingMigration(Attempt):
         self._global_state: GlobalStateHandler | None = None
         self._order: Deadline | None = None  # by which the order to start must have come
         self._announcer: Announcer | None = None
+        # As they are now: a source may come much later.
+        parameters = machine.settings.parameters
+        self._method = Method.of(parameters, plugins) if machine.settings.capabilities.multifd else None
+        self._lane_count = 0 if self._method is None else parameters.multifd_channels
+        self._lanes: Arriving | None = None
 
     # --------------------------------------------------------------------------------- what people call
 
@@ -151,22 +158,63 @@ class IncomingMigration(Attempt):
         self._receive(registry)
 
     def _receive(self, registry: Registry) -> None:
-        channel = self._listener.accept(self._patience)
-        self._listener.close()
-        with self._deciding:
-            self._channel = channel
-            if self._patience.cancelled.is_set():
-                raise MigrationCancelled("cancelled while connecting")
-        reader = self._reader = Reader(channel)
+        gathered = self._connected()
+        channel = gathered.main
+        reader = self._reader = Reader(Replay(gathered.head, channel) if gathered.head else channel)
         answer = answerer(channel) if channel.duplex else None
-        loader = self._loader = StreamLoader(self._machine, registry, reader, answer, on_prepared=self._prepared)
+        if self._method is not None:
+            self._lanes = Arriving(gathered.lanes, self._method, on_failure=partial(self._lane_failed, answer))
+            for _, handler in registry.iterable:
+                handler.await_lanes(self._lanes)
+        loader = self._loader = StreamLoader(
+            self._machine, registry, reader, answer, on_prepared=self._prepared, method=self._method
+        )
         try:
             self._load_header(loader, channel)
             self._move(MigrationStatus.ACTIVE)
             loader.load()
             self._conclude(loader, channel, answer)
         except MigrationError as exc:
-            raise exc.at(Place(peer=channel.peer)) from exc.__cause__
+            reason = self._lane_failure(exc)
+            raise reason.at(Place(peer=channel.peer)) from reason.__cause__
+
+    def _connected(self) -> Gathered:
+        """Wait for the source, with all of its lanes."""
+        if self._method is None:
+            channel = self._listener.accept(self._patience)
+            self._listener.close()
+            self._hold(Bundle(channel))
+            return Gathered(channel, b"", ())
+        gathered = Gathering(
+            self._listener,
+            self._patience,
+            lanes=self._lane_count,
+            uuid=connecting.uuid_of(self._machine),
+            seconds=self._machine.settings.limits.header_timeout,
+        ).run()
+        bundle = Bundle(gathered.main)
+        for lane in gathered.lanes:
+            bundle.add(lane)
+        self._hold(bundle)
+        return gathered
+
+    def _hold(self, channel: Channel) -> None:
+        with self._deciding:
+            self._channel = channel
+            if self._patience.cancelled.is_set():
+                raise MigrationCancelled("cancelled while connecting")
+
+    def _lane_failed(self, answer: Callable[[Message], None] | None) -> None:
+        """A lane is broken, and the incoming thread waits for bytes that need not come: say so, and wake it."""
+        if answer is not None:
+            with suppress(ChannelError):
+                answer(Shut(1))
+        self._hang_up()
+
+    def _lane_failure(self, error: MigrationError) -> MigrationError:
+        """What a lane has failed with, where a broken channel is but the effect of it."""
+        failure = None if self._lanes is None else self._lanes.failure
+        return failure if failure is not None and isinstance(error, ChannelError) else error
 
     def _load_header(self, loader: StreamLoader, channel: Channel) -> None:
         """A peer that connects and says nothing must not hold the place for ever."""
@@ -219,6 +267,7 @@ class IncomingMigration(Attempt):
         assert self._global_state is not None, "taken over before anything was loaded"
         came = self._global_state.run_state
         goes_on = RunState.PAUSED if start is False else came
+        self._machine.drives.take_over()
         self._ownership.move(DestinationOwnership.OWNER)
         self._machine.arrive(goes_on)
         running = goes_on is RunState.RUNNING
@@ -231,6 +280,8 @@ class IncomingMigration(Attempt):
         with self._deciding:
             if self._patience.cancelled.is_set():
                 raise MigrationCancelled("cancelled before everything was here")
+            if self._loader is not None and self._loader.proved:
+                self._machine.drives.refuse_unsent()
             self._ownership.move(DestinationOwnership.PREPARED)
         # From here on nobody runs, so the order must come soon, or somebody has to decide.
         assert self._channel is not None, "prepared without a channel"
@@ -246,6 +297,8 @@ class IncomingMigration(Attempt):
     def _settle(self, error: WhimbrelError | None, *, cancelled: bool) -> WhimbrelError | None:
         self._stop_waiting_for_the_order()
         quietly(self._listener.close, "closing the listener")
+        if self._lanes is not None:
+            self._lanes.close()  # nothing is put back while they write
         if error is not None and self._ownership.now is DestinationOwnership.LOADING:
             if self._loader is not None:
                 self._loader.rollback()
@@ -264,6 +317,13 @@ class IncomingMigration(Attempt):
         """After the proof was sent the source may have let go: what is here is kept, and that is the error."""
         if self._ownership.now is not DestinationOwnership.PREPARED:
             return error
+        if isinstance(error, StateError):
+            undecided = HandoverUndecided(
+                f"the machine is here, whole and stopped, and may not run: {error.message}",
+                hint="once its drives are free adopt() starts it here; if the source runs, discard() it",
+            )
+            undecided.__cause__ = error
+            return undecided
         reason = "it took too long" if self._order is not None and self._order.passed else error
         undecided = HandoverUndecided(
             f"the machine is here, whole and stopped, and the source's order to start it has not come ({reason})",

@@ -15,6 +15,7 @@ from uuid import UUID
 from whimbrel.abc import SectionKind
 from whimbrel.errors import IncompatibleError, MigrationError, Place, StreamError
 from whimbrel.machine import BareMachine
+from whimbrel.migration.lanes.method import Method, check_announced
 from whimbrel.migration.savevm import Entry, Registry
 from whimbrel.stream import Reader
 from whimbrel.wire import commands, description, skeleton
@@ -34,7 +35,8 @@ T = TypeVar("T")
 class StreamLoader:
     """Loads a stream; one thread, one use.
 
-    `answer` sends a message on the return path (None where there is no way back). After `load` the machine is
+    `answer` sends a message on the return path (None where there is no way back), `method` is what lanes are to encode
+    with (None where there are none). After `load` the machine is
     complete but not started; after any failure the caller calls `rollback`.
     """
 
@@ -46,10 +48,12 @@ class StreamLoader:
         answer: Callable[[Message], None] | None,
         *,
         on_prepared: Callable[[], None],
+        method: Method | None = None,
     ) -> None:
         self._machine, self._registry, self._reader = machine, registry, reader
         self._answer = answer
         self._on_prepared = on_prepared
+        self._method = method
         self._limits = machine.settings.limits
         self._order = SectionOrder(self._limits.sections)
         self._entries: dict[int, Entry] = {}
@@ -93,9 +97,10 @@ class StreamLoader:
         config = self._reader.parse(skeleton.parse_configuration())
         if config.machine != self._machine.name:
             raise IncompatibleError(f"the source is a machine {config.machine!r}, this one is {self._machine.name!r}")
-        if config.capabilities:
+        capabilities = check_announced(config.capabilities, self._method)
+        if capabilities:
             raise IncompatibleError(
-                f"the source has capabilities on that this machine has not: {', '.join(config.capabilities)}"
+                f"the source has capabilities on that this machine has not: {', '.join(capabilities)}"
             )
         if config.uuid is not None:
             self._check_uuid(UUID(bytes=config.uuid))
@@ -162,8 +167,8 @@ class StreamLoader:
         if self._answer is None or not self.return_path_open:
             raise StreamError("a PING came without an open return path")
         if self._devices_seen() and not self.prepared:
-            self._prepare()
             self.proved = True
+            self._prepare()
         self._answer(Pong(ping.value))
 
     def _acknowledge_switchover(self) -> None:
@@ -180,7 +185,12 @@ class StreamLoader:
         """Everything must be here; put it into the machine. Once."""
         if self.prepared:
             return
-        missing = [entry.handler.idstr for entry in self._registry.entries if entry.section_id not in self._ended]
+        missing = [
+            entry.handler.idstr
+            for entry in self._registry.entries
+            if entry.section_id not in self._ended
+            and not (entry.handler.optional and entry not in self._entries.values())
+        ]
         if missing:
             raise IncompatibleError(f"the stream lacks what this machine has: {', '.join(missing)}")
         for entry in self._registry.entries:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from whimbrel.errors import MigrationRefused, StateError, UnknownNameError
+from whimbrel.errors import ConfigError, MigrationRefused, StateError, UnknownNameError
 from whimbrel.machine import BareMachine, RunState
 from whimbrel.migration.globalstate import GlobalStateHandler, RunStateCarrier
 from whimbrel.migration.handover import HandoverTiming
 from whimbrel.migration.incoming import IncomingMigration
+from whimbrel.migration.lanes import Method
+from whimbrel.migration.lanes.connecting import missing_lanes
 from whimbrel.migration.outgoing import OutgoingMigration, refuse_if_impossible
 from whimbrel.migration.savevm import Registry
-from whimbrel.migration.uri import resolve
+from whimbrel.migration.uri import Destination, resolve
 from whimbrel.plugins import PluginManager
 from whimbrel.settings import Settings
 
@@ -94,6 +96,7 @@ class Machine(BareMachine):
                     "a machine that arrived whole waits for a decision here", hint="adopt() or discard() it first"
                 )
             destination = resolve(uri, self.plugins)
+            self._refuse_without_lanes(destination)
             listener = destination.spec.create().listen(destination.address)
             self.expect_arrival()
             self._incoming = IncomingMigration(self, self.plugins, listener, self._register, start=start)
@@ -117,6 +120,12 @@ class Machine(BareMachine):
             if attempt is not None:
                 attempt.close()
         super().close()
+
+    def _refuse_without_lanes(self, destination: Destination) -> None:
+        if self.settings.capabilities.multifd:
+            if problems := missing_lanes(destination):
+                raise ConfigError("; ".join(problems))
+            Method.of(self.settings.parameters, self.plugins)
 
     def _refuse_a_second(self) -> None:
         if self._outgoing is not None and not self._outgoing.status.finished:

@@ -299,7 +299,11 @@ class MemoryNetwork(Transport):
     def spec(self) -> TransportSpec:
         """The offer of this network under its scheme."""
         return TransportSpec(
-            name=self.scheme, summary="a connection inside of this process", create=lambda: self, duplex=self.duplex
+            name=self.scheme,
+            summary="a connection inside of this process",
+            create=lambda: self,
+            duplex=self.duplex,
+            several=True,
         )
 
     def plugin(self) -> object:

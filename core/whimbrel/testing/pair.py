@@ -179,7 +179,13 @@ class Pair:
             spec = PluginManager().transport(self._scheme)
         transport = FaultyTransport(spec.create(), on_connect=self._connected)
         return _LinkPlugin(
-            TransportSpec(name=spec.name, summary=spec.summary, create=lambda: transport, duplex=spec.duplex)
+            TransportSpec(
+                name=spec.name,
+                summary=spec.summary,
+                create=lambda: transport,
+                duplex=spec.duplex,
+                several=spec.several,
+            )
         )
 
     def _connected(self, channel: Channel) -> Channel:

@@ -19,11 +19,21 @@ from whimbrel.abc import ByteArray, IndexArray, Parser
 from whimbrel.errors import StreamError
 from whimbrel.wire.primitives import U64, parse_str8, parse_u64, str8
 from whimbrel.wire.ram_records import RecordReader, Run, read_run
-from whimbrel.wire.ram_words import EOS_RECORD, FLAGS_MASK, PAGE_SIZE, PAGE_STRIDE, WORD, ZERO_STRIDE, Flag
+from whimbrel.wire.ram_words import (
+    EOS_RECORD,
+    FLAGS_MASK,
+    FLUSH_RECORD,
+    PAGE_SIZE,
+    PAGE_STRIDE,
+    WORD,
+    ZERO_STRIDE,
+    Flag,
+)
 
 __all__ = [
     "EOS_RECORD",
     "FLAGS_MASK",
+    "FLUSH_RECORD",
     "PAGE_SIZE",
     "PAGE_STRIDE",
     "VERSION_ID",
@@ -36,6 +46,7 @@ __all__ = [
     "Run",
     "as_slice",
     "block_list",
+    "consecutive",
     "parse_block_list",
     "read_run",
 ]
@@ -171,3 +182,11 @@ def as_slice(indices: IndexArray) -> slice | None:
     """`indices` (ascending) as a slice if they are consecutive: slices are copied three times as fast."""
     first, last = int(indices[0]), int(indices[-1])
     return slice(first, last + 1) if last - first == len(indices) - 1 else None
+
+
+def consecutive(indices: IndexArray) -> slice | None:
+    """`indices` as a slice if each is the one before plus one; a peer may send them in any order."""
+    run = as_slice(indices)
+    if run is None or len(indices) == 1:
+        return run
+    return run if bool((indices[1:] - indices[:-1] == 1).all()) else None

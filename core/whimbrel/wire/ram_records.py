@@ -8,7 +8,7 @@ is done on arrays too.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 import attrs
@@ -21,6 +21,7 @@ from whimbrel.wire.primitives import U64, checked_name
 from whimbrel.wire.ram_words import (
     COMPRESSED_MAX,
     FLAGS_MASK,
+    FLUSH_RECORD,
     PAGE_SIZE,
     PAGE_STRIDE,
     WORD,
@@ -102,9 +103,11 @@ class RecordReader:
     """Reads the RAM bodies of one stream, in their order: the current block goes on from body to body. One thread.
 
     `sizes` are the blocks there are and their bytes; without it any name is taken and no page is out of bounds.
+    `flush` is called for each MULTIFD_FLUSH, in its place among the records; without it there may be none.
     """
 
-    def __init__(self, sizes: Mapping[str, int] | None = None) -> None:
+    def __init__(self, sizes: Mapping[str, int] | None = None, flush: Callable[[], object] | None = None) -> None:
+        self._flush = flush
         self._pages = None if sizes is None else {name: size // PAGE_SIZE for name, size in sizes.items()}
         self.block: str | None = None
         """The block that a record without a name belongs to; None before the first name, and after a wrong one."""
@@ -120,7 +123,13 @@ class RecordReader:
         need, left = WORD, limit
         while True:
             try:
-                run = read_run(reader.window(need))
+                window = reader.window(need)
+                if self._flush is not None and window[:WORD] == FLUSH_RECORD:
+                    reader.advance(WORD)
+                    self._flush()
+                    need = WORD
+                    continue
+                run = read_run(window)
                 if isinstance(run, int):
                     need = run
                     continue

@@ -27,6 +27,7 @@ class Flag(IntFlag):
 
 
 EOS_RECORD: Final = U64.pack(Flag.EOS)
+FLUSH_RECORD: Final = U64.pack(Flag.MULTIFD_FLUSH)
 
 PAGE_STRIDE: Final = WORD + PAGE_SIZE
 ZERO_STRIDE: Final = WORD + 1

@@ -12,12 +12,13 @@ from typing import Final
 
 import numpy as np
 
-from whimbrel.abc import BoolArray, Codec, DeltaCodec, IndexArray, SectionKind, StreamReader
+from whimbrel.abc import ArrivingLanes, BoolArray, Codec, DeltaCodec, IndexArray, SectionKind, StreamReader
 from whimbrel.errors import IncompatibleError, MigrationError, Place, StreamError, WhimbrelError
 from whimbrel.machine import BareMachine, RamBlock
 from whimbrel.wire import ram as wire
 from whimbrel_savevm._populate import Populator
 from whimbrel_savevm._ram_changes import Changes
+from whimbrel_savevm._ram_lanes import LaneSink, LaneSyncs
 
 _DIFFERENCES: Final = 8  # in one message
 LISTED_MAX: Final = 1 << 56  # bytes; nothing is allocated for them, so a list may run on and be told apart by name
@@ -27,16 +28,20 @@ ZLIB: Final = "zlib"
 
 
 class RamLoader:
-    """Loads the blocks of one machine; one use, on the incoming thread."""
+    """Loads the blocks of one machine; one use, on the incoming thread. Pages come over `lanes` too, where there are."""
 
-    def __init__(self, machine: BareMachine) -> None:
+    def __init__(self, machine: BareMachine, lanes: ArrivingLanes | None = None) -> None:
         self._machine = machine
         self._blocks = {block.name: block for block in machine.ram}
         # Which pages may hold something: those that did before, and those that were written since.
         self._written: dict[str, BoolArray] = {name: block.present_pages() for name, block in self._blocks.items()}
         self._came = {name: np.zeros(block.pages, np.bool_) for name, block in self._blocks.items()}
         self._pages = sum(block.pages for block in self._blocks.values() if not block.shared)
-        self._records = wire.RecordReader({name: block.size for name, block in self._blocks.items()})
+        self._lanes = None if lanes is None else LaneSyncs(lanes)
+        self._records = wire.RecordReader(
+            {name: block.size for name, block in self._blocks.items()},
+            flush=None if self._lanes is None else self._flush,
+        )
         self._populator = Populator()
         self._changes: Changes | None = None
         self._inflater: Codec | None = None
@@ -48,12 +53,23 @@ class RamLoader:
         try:
             if kind is SectionKind.START:
                 self._load_block_list(reader)
+            if self._lanes is not None:
+                self._lanes.body(kind, LaneSink(self._blocks, self._written, self._came))
             for name, run in self._records.body(reader, 0 if kind is SectionKind.START else self._pages):
                 self._apply(self._blocks[name], run)
             if self._changes is not None:
                 self._changes.apply()
+            if self._lanes is not None:
+                self._lanes.end_body()
         except MigrationError as exc:
             raise exc.at(Place(block=self._records.block)) from exc.__cause__
+
+    def _flush(self) -> None:
+        """What comes over lanes from here on is newer than changes that wait."""
+        assert self._lanes is not None
+        if self._changes is not None:
+            self._changes.apply()
+        self._lanes.flush()
 
     def came(self, name: str) -> BoolArray:
         """Which pages of block `name` a record of this stream was about, shape (pages,), read-only."""
@@ -99,7 +115,7 @@ class RamLoader:
     def _apply(self, block: RamBlock, run: wire.Run) -> None:
         if block.shared:
             raise StreamError(f"a record came for block {block.name!r}, which both ends share")
-        where = _consecutive(run.indices)
+        where = wire.consecutive(run.indices)
         at = run.indices if where is None else where
         if self._changes is not None and run.flag is not wire.Flag.XBZRLE and self._changes.concern(block, at):
             self._changes.apply()  # `add` sees to the order of changes themselves
@@ -169,14 +185,6 @@ def _check_all_came(block: RamBlock, indices: IndexArray, came: BoolArray) -> No
             f"an XBZRLE record changes the page at {first * wire.PAGE_SIZE:#x} of block {block.name!r}, "
             "which has not come in this stream"
         )
-
-
-def _consecutive(indices: IndexArray) -> slice | None:
-    """`indices` as a slice if each is the one before plus one; a peer may send them in any order."""
-    run = wire.as_slice(indices)
-    if run is None or len(indices) == 1:
-        return run
-    return run if bool((indices[1:] - indices[:-1] == 1).all()) else None
 
 
 def _address(address: int | None) -> str:

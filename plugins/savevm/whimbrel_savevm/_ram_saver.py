@@ -35,6 +35,10 @@ class RamSaver:
         self._turn = 0  # the block whose dirty pages are being sent
         self._passes = 0
 
+    def use(self, sender: PageSender) -> None:
+        """Send by `sender` from now on; called before `start`."""
+        self._sender = sender
+
     def start(self, out: StreamWriter) -> None:
         """Track from here on, mark everything dirty, and write the block list. Raises TrackerUnavailable."""
         self._tracker.start([tracked.block for tracked in self._blocks])

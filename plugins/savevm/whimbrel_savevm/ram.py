@@ -9,11 +9,22 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from whimbrel.abc import IterableHandler, Progress, SaveVMSpec, SectionKind, Slice, StreamReader, StreamWriter
+from whimbrel.abc import (
+    ArrivingLanes,
+    DepartingLanes,
+    IterableHandler,
+    Progress,
+    SaveVMSpec,
+    SectionKind,
+    Slice,
+    StreamReader,
+    StreamWriter,
+)
 from whimbrel.errors import IncompatibleError, WhimbrelError
 from whimbrel.hookspecs import hookimpl
 from whimbrel.machine import BareMachine
 from whimbrel.wire import ram as wire
+from whimbrel_savevm._ram_lanes import LaneSender
 from whimbrel_savevm._ram_loader import RamLoader
 from whimbrel_savevm._ram_saver import BATCH, RamSaver
 from whimbrel_savevm._ram_sending import PageSender, PlainSender
@@ -33,6 +44,7 @@ class RamHandler(IterableHandler):
         self.progress = Progress(page_size=wire.PAGE_SIZE, total=sent)
         self._saver: RamSaver | None = None
         self._loader: RamLoader | None = None
+        self._lanes: ArrivingLanes | None = None
 
     # ------------------------------------------------------------------------------------------- source
 
@@ -48,6 +60,10 @@ class RamHandler(IterableHandler):
 
     def _sender(self) -> PageSender:
         return PlainSender(self.progress, zeros=BATCH)
+
+    def use_lanes(self, lanes: DepartingLanes) -> None:
+        """Send pages over lanes."""
+        self._its_saver.use(LaneSender(lanes, self.progress, zeros=BATCH, pending=self._its_saver.pending))
 
     def save_start(self, out: StreamWriter) -> None:
         """Begin to track, and list the blocks."""
@@ -76,12 +92,16 @@ class RamHandler(IterableHandler):
 
     # -------------------------------------------------------------------------------------- destination
 
+    def await_lanes(self, lanes: ArrivingLanes) -> None:
+        """Expect pages from lanes too."""
+        self._lanes = lanes
+
     def load(self, reader: StreamReader, kind: SectionKind, version_id: int) -> None:
         """Load one body into the machine's own blocks."""
         if version_id != wire.VERSION_ID:
             raise IncompatibleError(f"the RAM section has version {version_id}, expected {wire.VERSION_ID}")
         if self._loader is None:
-            self._loader = RamLoader(self._machine)
+            self._loader = RamLoader(self._machine, self._lanes)
         self._loader.load(reader, kind)
 
     def pages_come(self, name: str) -> int:

@@ -1,4 +1,6 @@
-"""Sends memory by address, many pieces in one system call (sendmsg(2), writev(2)), without an object per piece.
+"""Sends and receives memory by address, many pieces in one system call, without an object per piece.
+
+The calls are sendmsg(2), recvmsg(2) and writev(2).
 
 Python's own `socket.sendmsg` and `os.writev` want a list of buffers, which costs a Python object for every page and
 header word. Here the vector is one numpy array, laid out as the kernel's `struct iovec`, and the call releases the
@@ -40,6 +42,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _sendmsg = _libc.sendmsg
 _sendmsg.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
 _sendmsg.restype = ctypes.c_ssize_t
+_recvmsg = _libc.recvmsg
+_recvmsg.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
+_recvmsg.restype = ctypes.c_ssize_t
 _writev = _libc.writev
 _writev.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
 _writev.restype = ctypes.c_ssize_t
@@ -57,7 +62,21 @@ def send_gathered(descriptor: int, vectors: npt.NDArray[np.uint64]) -> None:
         message.vectors, message.count = vector, count
         return int(_sendmsg(descriptor, ctypes.addressof(message), socket.MSG_NOSIGNAL))
 
-    _send_all(vectors, send)
+    _move_all(vectors, send)
+
+
+def recv_scattered(descriptor: int, vectors: npt.NDArray[np.uint64]) -> bool:
+    """Fill the pieces that `vectors` names, as `send_gathered` sends them; False if the stream ends before.
+
+    The descriptor is a blocking socket. Raises OSError.
+    """
+    message = _Message()
+
+    def receive(vector: int, count: int) -> int:
+        message.vectors, message.count = vector, count
+        return int(_recvmsg(descriptor, ctypes.addressof(message), socket.MSG_WAITALL))
+
+    return _move_all(vectors, receive)
 
 
 def write_gathered(
@@ -77,17 +96,20 @@ def write_gathered(
         done += max(written, 0)
         return written
 
-    _send_all(vectors, write, blocked)
+    _move_all(vectors, write, blocked)
 
 
-def _send_all(
-    vectors: npt.NDArray[np.uint64], send: Callable[[int, int], int], blocked: Callable[[], None] | None = None
-) -> None:
-    first = 0
+def _move_all(
+    vectors: npt.NDArray[np.uint64], move: Callable[[int, int], int], blocked: Callable[[], None] | None = None
+) -> bool:
+    """Go through all pieces with `move`; False if it moves nothing, which ends a stream that is received."""
+    first, address = 0, vectors.ctypes.data
     while first < len(vectors):
         count = min(IOV_MAX, len(vectors) - first)
-        sent = send(vectors.ctypes.data + first * vectors.strides[0], count)
-        if sent < 0:
+        moved = move(address + first * vectors.strides[0], count)
+        if moved == 0 and vectors[first : first + count, 1].any():
+            return False
+        if moved < 0:
             code = ctypes.get_errno()
             if code == errno.EINTR:
                 continue
@@ -95,17 +117,18 @@ def _send_all(
                 blocked()
                 continue
             raise OSError(code, os.strerror(code))
-        first += _taken(vectors[first : first + count], sent)
+        first += _through(vectors[first : first + count], moved)
+    return True
 
 
-def _taken(vectors: npt.NDArray[np.uint64], sent: int) -> int:
-    """How many pieces `sent` bytes are; the rest of a piece that was cut is left in its place."""
-    if sent == int(vectors[:, 1].sum()):
+def _through(vectors: npt.NDArray[np.uint64], moved: int) -> int:
+    """How many pieces `moved` bytes are; the rest of a piece that was cut is left in its place."""
+    if moved == int(vectors[:, 1].sum()):
         return len(vectors)
     ends = np.cumsum(vectors[:, 1])
-    whole = int(np.searchsorted(ends, sent, side="right"))
+    whole = int(np.searchsorted(ends, moved, side="right"))
     if whole < len(vectors):
-        part = np.uint64(sent - (int(ends[whole - 1]) if whole else 0))
+        part = np.uint64(moved - (int(ends[whole - 1]) if whole else 0))
         vectors[whole, 0] += part
         vectors[whole, 1] -= part
     return whole

@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from whimbrel.abc import Channel, Listener, Patience
 from whimbrel.errors import ChannelClosed, ChannelLost, ConnectError
-from whimbrel_transports._gather import send_gathered
+from whimbrel_transports._gather import recv_scattered, send_gathered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -83,6 +83,15 @@ class SocketChannel(Channel):
                     raise ValueError("a buffer to receive into must not be empty")
                 self._in.ended = True
         return count
+
+    def recv_scattered(self, vectors: npt.NDArray[np.uint64]) -> None:
+        """Receive into memory by address, as `ScatteringChannel.recv_scattered` says."""
+        with self._inside(self._in):
+            if self._in.ended or not recv_scattered(self._socket.fileno(), vectors):
+                if self._closed:
+                    raise self._we_closed()
+                self._in.ended = True
+                raise ChannelLost(f"the bytes of {self.peer} ended where more were expected")
 
     def send(self, data: Buffer) -> None:
         """Send all of `data`, as `Channel.send` says."""

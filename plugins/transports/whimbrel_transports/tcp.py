@@ -38,7 +38,7 @@ _EXPECTED: Final = "expected HOST:PORT, with an IPv6 address in [brackets]"
 @hookimpl
 def whimbrel_transports() -> Sequence[TransportSpec]:
     """Offer `tcp:`."""
-    return [TransportSpec(name="tcp", summary="a TCP connection, tcp:HOST:PORT", create=TcpTransport)]
+    return [TransportSpec(name="tcp", summary="a TCP connection, tcp:HOST:PORT", create=TcpTransport, several=True)]
 
 
 class TcpTransport(Transport):

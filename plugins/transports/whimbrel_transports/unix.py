@@ -36,7 +36,9 @@ _log = logging.getLogger("whimbrel.transports.unix")
 @hookimpl
 def whimbrel_transports() -> Sequence[TransportSpec]:
     """Offer `unix:`."""
-    return [TransportSpec(name="unix", summary="a socket in the file system, unix:PATH", create=UnixTransport)]
+    return [
+        TransportSpec(name="unix", summary="a socket in the file system, unix:PATH", create=UnixTransport, several=True)
+    ]
 
 
 class UnixTransport(Transport):
