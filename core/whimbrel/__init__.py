@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from whimbrel.capture import CapturedMachine
     from whimbrel.errors import MigrationCancelled, MigrationError, MigrationRefused, WhimbrelError
     from whimbrel.hookspecs import hookimpl
-    from whimbrel.machine import IdleGuest, LoopGuest, RamBlock, RunState
+    from whimbrel.machine import GuestMemory, IdleGuest, LoopGuest, ProcessGuest, RamBlock, RunState
     from whimbrel.migration import (
         IncomingMigration,
         Machine,
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Capabilities": "settings",
     "CapturedMachine": "capture",
+    "GuestMemory": "machine",
     "IdleGuest": "machine",
     "IncomingMigration": "migration",
     "LoopGuest": "machine",
@@ -47,6 +48,7 @@ _HOMES = {
     "OutgoingMigration": "migration",
     "Parameters": "settings",
     "PluginManager": "plugins",
+    "ProcessGuest": "machine",
     "RamBlock": "machine",
     "RunState": "machine",
     "Settings": "settings",
@@ -59,6 +61,7 @@ _HOMES = {
 __all__ = [
     "Capabilities",
     "CapturedMachine",
+    "GuestMemory",
     "IdleGuest",
     "IncomingMigration",
     "LoopGuest",
@@ -71,6 +74,7 @@ __all__ = [
     "OutgoingMigration",
     "Parameters",
     "PluginManager",
+    "ProcessGuest",
     "RamBlock",
     "RunState",
     "Settings",

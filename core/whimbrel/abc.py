@@ -557,6 +557,10 @@ class MemoryRegion(Protocol):
     def backing(self) -> str:
         """"anonymous", "memfd" or "file"."""  # fmt: skip
 
+    @property
+    def fd(self) -> int | None:
+        """The descriptor behind shared memory, for another process to map; None behind anonymous memory."""
+
     def take_marks(self) -> list[tuple[int, int]]:
         """The (offset, length) ranges that the program has marked by hand, and forget them."""
 
@@ -608,6 +612,9 @@ class DirtyTrackerSpec:
     create: Callable[[], DirtyTracker]
     probe: Callable[[Sequence[MemoryRegion]], str | None]
     rank: int | None = None
+    sees_other_processes: bool = False
+    """Whether it also sees what other processes write into shared memory, through mappings of their own. Without it the
+    tracker that the guest offers, if it does, works beside it, and `pages` must be the memory itself."""
 
 
 # ------------------------------------------------------------------------------------------------------- drives
@@ -720,6 +727,22 @@ class Guest(ABC):
 
     failure: BaseException | None = None
     on_failure: Callable[[BaseException], object] | None = None
+
+    def prepare(self, regions: Sequence[MemoryRegion]) -> None:  # noqa: ARG002 - most guests need not prepare
+        """Get ready to run in this memory, all of the machine's. May take its time.
+
+        Called once, before anything else: at the first start, or when the machine begins to wait for another. What it
+        raises is the caller's; it is called again at the next attempt then.
+        """
+        return
+
+    def dirty_tracker(self) -> DirtyTrackerSpec | None:
+        """Offer a tracker of what the guest writes that trackers in this process cannot see; None if there is none.
+
+        Such are writes of other processes to shared memory. Its `name` is added to that of the tracker beside which it
+        works, `rank` counts for nothing. Called on the migration thread, without the lock, once per migration.
+        """
+        return None
 
     @abstractmethod
     def power_on(self) -> None:

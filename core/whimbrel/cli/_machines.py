@@ -10,31 +10,27 @@ an error rather than without effect.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from whimbrel.errors import ConfigError, UnknownNameError, WhimbrelError
+from whimbrel.errors import ConfigError, WhimbrelError
+from whimbrel.machine.factories import failed, find_factory
 from whimbrel.migration import Machine
 from whimbrel.settings import Settings
 from whimbrel.settings.sources import environment_layer, file_layer, override_layer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from types import ModuleType
 
-_EXPECTED: Final = "expected MODULE:FACTORY or PATH.py:FACTORY"
 _CHANGEABLE: Final = frozenset({"capabilities", "parameters", "limits"})
 
 
 def build(app: str, config: str | None, overrides: Mapping[str, Mapping[str, object]]) -> Machine:
     """Build the machine. Raises ConfigError for APP and settings, WhimbrelError if the program's own code fails."""
     settings = Settings.load(config, overrides=overrides)
-    factory = _factory(app)
+    factory = find_factory(app, kind="APP", makes="a machine")
     if _takes_settings(factory):
         return _call(app, factory, settings=settings)
     machine = _call(app, factory)
@@ -57,58 +53,6 @@ def check_names(machine: Machine) -> None:
     plugins.savevm_handlers(machine, chosen.plugins.savevm)  # which looks at the active ones and the notifiers as well
 
 
-def _factory(app: str) -> Callable[..., object]:
-    target, colon, name = app.rpartition(":")
-    if not (colon and target and name):
-        raise ConfigError(f"{app!r} is no APP: {_EXPECTED}")
-    is_path = target.endswith(".py") or os.sep in target
-    module = _module_of_file(app, Path(target)) if is_path else _module(app, target)
-    found = getattr(module, name, None)
-    if found is None:
-        made_here = (known for known, value in vars(module).items() if _is_made_in(module, known, value))
-        raise UnknownNameError("factory", app, (f"{target}:{known}" for known in made_here))
-    if not callable(found):
-        raise ConfigError(f"{app} is a {type(found).__name__}", hint="a factory is a function that returns a machine")
-    assert callable(found)
-    return found  # type: ignore[no-any-return] # anything callable may be one; what it returns is looked at
-
-
-def _is_made_in(module: ModuleType, name: str, value: object) -> bool:
-    return not name.startswith("_") and callable(value) and getattr(value, "__module__", None) == module.__name__
-
-
-def _module(app: str, name: str) -> ModuleType:
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as exc:
-        # Its own absence, or its package's, and not that of something it imports.
-        if exc.name is not None and f"{name}.".startswith(f"{exc.name}."):
-            hint = f"looked in {Path.cwd()} and among what is installed; for a file write PATH.py:FACTORY"
-            raise ConfigError(f"there is no module {exc.name!r} for {app}", hint=hint) from exc
-        raise _at_fault(f"importing {name}", exc) from exc
-    except Exception as exc:
-        raise _at_fault(f"importing {name}", exc) from exc
-
-
-def _module_of_file(app: str, path: Path) -> ModuleType:
-    if not path.is_file():
-        raise ConfigError(f"there is no file {str(path)!r} for {app}")
-    name = f"whimbrel_app_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{str(path)!r} is not a Python file; {_EXPECTED}")
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.resolve().parent))
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as exc:
-        raise _at_fault(f"importing {path}", exc) from exc
-    return module
-
-
 def _takes_settings(factory: Callable[..., object]) -> bool:
     try:
         return "settings" in inspect.signature(factory).parameters
@@ -122,7 +66,7 @@ def _call(app: str, factory: Callable[..., object], **arguments: Any) -> Machine
     except WhimbrelError:
         raise
     except Exception as exc:
-        raise _at_fault(app, exc) from exc
+        raise failed(app, exc) from exc
     if not isinstance(made, Machine):
         raise ConfigError(f"{app} returned {_a(made)}, expected a whimbrel.Machine")
     return made
@@ -130,10 +74,6 @@ def _call(app: str, factory: Callable[..., object], **arguments: Any) -> Machine
 
 def _a(value: object) -> str:
     return "None" if value is None else f"a {type(value).__name__}"
-
-
-def _at_fault(what: str, exc: Exception) -> WhimbrelError:
-    return WhimbrelError(f"{what} failed: {type(exc).__name__}: {exc}", hint="--debug shows where")
 
 
 def _named(config: str | None, overrides: Mapping[str, Mapping[str, object]]) -> dict[str, set[str]]:

@@ -4,6 +4,7 @@ from whimbrel.machine.devices import Device, Devices
 from whimbrel.machine.drives import Drive, Drives, RawImage
 from whimbrel.machine.guest import IdleGuest, LoopGuest
 from whimbrel.machine.machine import BareMachine
+from whimbrel.machine.process import GuestMemory, ProcessGuest
 from whimbrel.machine.ram import Ram, RamBlock
 from whimbrel.machine.runstate import RunState
 
@@ -13,8 +14,10 @@ __all__ = [
     "Devices",
     "Drive",
     "Drives",
+    "GuestMemory",
     "IdleGuest",
     "LoopGuest",
+    "ProcessGuest",
     "Ram",
     "RamBlock",
     "RawImage",

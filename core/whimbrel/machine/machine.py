@@ -18,7 +18,7 @@ from whimbrel.errors import ConfigError, GuestError, StateError, UnknownNameErro
 from whimbrel.events import GuestStarted, GuestStopped, RunStateChanged
 from whimbrel.machine.blockers import Blockers
 from whimbrel.machine.devices import Devices
-from whimbrel.machine.dirty import choose
+from whimbrel.machine.dirty import choose, with_guests
 from whimbrel.machine.drives import Drives
 from whimbrel.machine.guest import IdleGuest
 from whimbrel.machine.notices import Notices
@@ -63,6 +63,7 @@ class BareMachine:
         self.failure: GuestError | None = None
         self._guest: Guest = IdleGuest()
         self._run_state = RunState.PRELAUNCH
+        self._prepared = False
         self._powered = False
         self._tracker_specs = tracker_specs
         self._codec_spec = codec_spec
@@ -96,11 +97,14 @@ class BareMachine:
     def new_dirty_tracker(self) -> tuple[str, DirtyTracker]:
         """A tracker for one migration, as `[backends] dirty-tracker` says, and its name.
 
-        Raises TrackerUnavailable or UnknownNameError.
+        Where the guest writes from a process of its own, it is a tracker of both, or one that sees both. Raises
+        TrackerUnavailable or UnknownNameError.
         """
-        blocks = list(self.ram)
-        spec, _ = choose(self.settings.backends.dirty_tracker, self._tracker_specs(), blocks)
-        return spec.name, spec.create()
+        guests = self._guest.dirty_tracker()
+        specs = with_guests(self._tracker_specs(), guests)
+        spec, _ = choose(self.settings.backends.dirty_tracker, specs, list(self.ram))
+        together = guests is not None and not spec.sees_other_processes
+        return f"{spec.name}+{guests.name}" if guests and together else spec.name, spec.create()
 
     def new_codec(self, name: str) -> Codec | DeltaCodec:
         """A codec for one migration. Raises UnknownNameError, or PluginError where the plugin is at fault."""
@@ -187,6 +191,7 @@ class BareMachine:
         with self.lock:
             self.drives.acquire()
             if not self._powered:
+                self._prepare_guest()
                 try:
                     with self.drives.admitted():
                         self._guest.power_on()
@@ -197,9 +202,11 @@ class BareMachine:
                     self._move(RunState.PAUSED)
 
     def expect_arrival(self) -> None:
-        """Wait for another machine: prelaunch becomes inmigrate."""
+        """Wait for another machine: prelaunch becomes inmigrate. Raises what a guest raises that cannot run here."""
         with self.lock:
             if self._run_state is not RunState.INMIGRATE:
+                check_move(self._run_state, RunState.INMIGRATE)
+                self._prepare_guest()
                 self._move(RunState.INMIGRATE)
 
     def freeze(self) -> RunState:
@@ -252,6 +259,16 @@ class BareMachine:
             self.resume(to)
 
     # ---------------------------------------------------------------------------------------- internals
+
+    def _prepare_guest(self) -> None:
+        if not self._prepared:
+            try:
+                self._guest.prepare(list(self.ram))
+            except Exception as exc:
+                if isinstance(exc, WhimbrelError):
+                    raise
+                raise GuestError(f"the guest failed to get ready: {exc!r}") from exc
+            self._prepared = True
 
     def _start_guest(self) -> None:
         try:

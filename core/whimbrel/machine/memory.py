@@ -14,7 +14,8 @@ memory is closed or the process exits; what a killed process left behind is for 
 never overwrites a file that it has not made.
 
 A program that writes to shared memory by other ways than through this mapping (another process, write(2) on the
-descriptor) goes unseen by the userfaultfd tracker; it marks what it wrote by hand.
+descriptor) goes unseen by the userfaultfd tracker; it marks what it wrote by hand. A `ProcessGuest` need not: its
+process is tracked too.
 """
 
 from __future__ import annotations
@@ -57,11 +58,12 @@ def check_memory(memory: str) -> None:
 class MemoryArea:
     """One mapping. All methods but `close` may be called from any thread; those that take long release the GIL.
 
-    `size` is in bytes and a multiple of PAGE_SIZE, `memory` as the table above says, `name` the block's. Raises
-    ConfigError if the mapping cannot be made; nothing is left behind then.
+    `size` is in bytes and a multiple of PAGE_SIZE, `memory` as the table above says, `name` the block's. With `fd`,
+    the descriptor behind it, it is memfd or file memory that another process has made; the descriptor belongs to the
+    area from then on. Raises ConfigError if the mapping cannot be made; nothing is left behind then.
     """
 
-    def __init__(self, size: int, memory: str = "anonymous", name: str = "") -> None:
+    def __init__(self, size: int, memory: str = "anonymous", name: str = "", *, fd: int | None = None) -> None:
         if size <= 0 or size % PAGE_SIZE:
             raise ValueError(f"memory comes in whole pages of {PAGE_SIZE} bytes, got {size}")
         check_memory(memory)
@@ -74,7 +76,10 @@ class MemoryArea:
             if self.backing == "anonymous":
                 area = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             else:
-                self._open(name, path)
+                if fd is None:
+                    self._open(name, path)
+                else:
+                    self.fd, self._release = fd, weakref.finalize(self, _release, fd, None, os.getpid())
                 area = mmap.mmap(self.fd, size, flags=mmap.MAP_SHARED)  # type: ignore[arg-type]
         except (OSError, OverflowError) as exc:
             self._release()

@@ -1,4 +1,4 @@
-"""PAGEMAP_SCAN: asks the kernel what the pages of this process are (Linux 6.7 and later).
+"""PAGEMAP_SCAN: asks the kernel what the pages of a process are (Linux 6.7 and later).
 
 Source: Documentation/admin-guide/mm/pagemap.rst and include/uapi/linux/fs.h. The scan answers with ranges of pages
 of equal categories, in ascending order, as a numpy array; the ioctl releases the GIL.
@@ -40,6 +40,8 @@ _ARGUMENT = struct.Struct("=12Q")  # struct pm_scan_arg
 _WALK_END = 32  # offset of its field that says how far the scan came
 _REGION = np.dtype([("start", "=u8"), ("end", "=u8"), ("categories", "=u8")])  # struct page_region
 
+PAGEMAP = "/proc/self/pagemap"
+
 VECTOR = 4096
 """How many ranges one ioctl can answer with; more take more ioctls."""
 
@@ -49,11 +51,12 @@ RegionArray: TypeAlias = npt.NDArray[np.void]
 class Pagemap:
     """An open `/proc/self/pagemap`. It speaks of the process that opened it: of no use after a fork.
 
-    Raises OSError where /proc is not there. One thread at a time.
+    That may be another process, which has passed its descriptor as `file`; it belongs to the Pagemap then. Raises
+    OSError where /proc is not there. One thread at a time.
     """
 
-    def __init__(self, vector: int = VECTOR) -> None:
-        self._file = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+    def __init__(self, vector: int = VECTOR, *, file: int | None = None) -> None:
+        self._file = os.open(PAGEMAP, os.O_RDONLY | os.O_CLOEXEC) if file is None else file
         self._vector: RegionArray = np.zeros(vector, _REGION)
 
     def __enter__(self) -> Self:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -172,10 +172,7 @@ class Ram:
 
     def __getitem__(self, name: str) -> RamBlock:
         """The block of that name; raises UnknownNameError, which is a KeyError too here."""
-        try:
-            return self._blocks[name]
-        except KeyError:
-            raise _UnknownBlock(name, list(self._blocks)) from None
+        return find_block(self._blocks, name)
 
     def __contains__(self, name: object) -> bool:
         return name in self._blocks
@@ -191,6 +188,14 @@ class Ram:
         self._closed = True
         for block in self:
             block.area.close()
+
+
+def find_block(blocks: Mapping[str, RamBlock], name: str) -> RamBlock:
+    """The block of that name; raises UnknownNameError, which is a KeyError too here."""
+    try:
+        return blocks[name]
+    except KeyError:
+        raise _UnknownBlock(name, list(blocks)) from None
 
 
 def _items(shape: int | tuple[int, ...]) -> int:

@@ -98,7 +98,11 @@ class Machine(BareMachine):
             destination = resolve(uri, self.plugins)
             self._refuse_without_lanes(destination)
             listener = destination.spec.create().listen(destination.address)
-            self.expect_arrival()
+            try:
+                self.expect_arrival()
+            except BaseException:
+                listener.close()
+                raise
             self._incoming = IncomingMigration(self, self.plugins, listener, self._register, start=start)
             self._incoming.start()
             return self._incoming

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from whimbrel.errors import TrackerUnavailable
 from whimbrel.machine import libc
-from whimbrel.machine.pagemap import PAGE_IS_WRITTEN, PM_SCAN_CHECK_WPASYNC, PM_SCAN_WP_MATCHING, Pagemap
+from whimbrel.machine.pagemap import PAGE_IS_WRITTEN, PAGEMAP, PM_SCAN_CHECK_WPASYNC, PM_SCAN_WP_MATCHING, Pagemap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,19 +59,18 @@ _TOO_OLD = "this kernel's userfaultfd cannot note writes by itself; Linux 6.7 an
 class Userfault:
     """An open userfaultfd with a pagemap beside it. One thread at a time; closing it ends all protection.
 
+    It is about the memory of the process that opened both, this one, or another that has passed its `descriptors` (from
+    `open_descriptors`); then all addresses are that process's. They belong to the Userfault from the call on.
     Raises TrackerUnavailable where the kernel does not have it or does not allow it.
     """
 
-    def __init__(self) -> None:
-        self._file = _open()
+    def __init__(self, descriptors: tuple[int, int] | None = None) -> None:
+        self._file, pagemap = open_descriptors() if descriptors is None else descriptors
+        self._pagemap = Pagemap(file=pagemap)
         try:
             self._handshake()
-            try:
-                self._pagemap = Pagemap()
-            except OSError as exc:
-                raise TrackerUnavailable(f"/proc/self/pagemap cannot be opened: {exc.strerror}") from exc
         except BaseException:
-            os.close(self._file)
+            self.close()
             raise
 
     def _handshake(self) -> None:
@@ -95,6 +94,15 @@ class Userfault:
             raise TrackerUnavailable(
                 reasons.get(exc.errno or 0, f"the memory cannot be registered: {exc.strerror}")
             ) from exc
+
+    def check_there(self, start: int, end: int) -> None:
+        """Raise TrackerUnavailable if registered memory has gone, with its process or without.
+
+        A scan of a process that has ended finds nothing and fails at nothing. So whoever scans another process's
+        memory asks this *behind* the scan: what was there then, was there before.
+        """
+        # To register again what is registered already changes nothing, and fails where there is nothing any more.
+        self.register(start, end)
 
     def unregister(self, start: int, end: int) -> None:
         """End all protection from address `start` to `end`; memory that is gone meanwhile is fine."""
@@ -145,6 +153,16 @@ class Userfault:
         descriptor, self._file = self._file, -1
         if descriptor >= 0:
             os.close(descriptor)
+
+
+def open_descriptors() -> tuple[int, int]:
+    """Open a userfaultfd and a pagemap of this process; raises TrackerUnavailable, leaving nothing open."""
+    userfault = _open()
+    try:
+        return userfault, os.open(PAGEMAP, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as exc:
+        os.close(userfault)
+        raise TrackerUnavailable(f"{PAGEMAP} cannot be opened: {exc.strerror}") from exc
 
 
 def _open() -> int:

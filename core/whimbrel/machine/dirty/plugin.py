@@ -24,6 +24,7 @@ def whimbrel_dirty_trackers() -> list[DirtyTrackerSpec]:
             create=compare.CompareTracker,
             probe=compare.probe,
             rank=20,
+            sees_other_processes=True,
         ),
         DirtyTrackerSpec(
             name="manual",

@@ -139,6 +139,7 @@ class _Page:
     size: int = mmap.PAGESIZE
     page_size: int = mmap.PAGESIZE
     name: str = "probe"
+    fd: int | None = None
 
     def take_marks(self) -> list[tuple[int, int]]:
         return []
