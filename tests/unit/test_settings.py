@@ -22,7 +22,10 @@ CAPABILITIES = [
     "late-block-activate", "x-ignore-shared", "validate-uuid", "background-snapshot", "zero-copy-send",
     "postcopy-preempt", "switchover-ack",
 ]  # fmt: skip
-WORKING = {"auto-converge", "events", "return-path", "pause-before-switchover", "switchover-ack", "validate-uuid"}
+WORKING = {
+    "auto-converge", "events", "multifd", "return-path", "pause-before-switchover", "switchover-ack", "validate-uuid",
+    "xbzrle",
+}  # fmt: skip
 PARAMETERS = {
     "announce-initial": 50, "announce-max": 550, "announce-rounds": 5, "announce-step": 100,
     "block-incremental": False, "compress-level": 1, "compress-threads": 8, "compress-wait-thread": True,
@@ -158,8 +161,6 @@ REFUSALS = [
     ("announce-rounds", 1001, "Parameter 'announce_rounds' expects a value between 0 and 1000"),
     ("announce-step", 10_001, "Parameter 'announce_step' expects a value between 0 and 10000"),
     # what is not there yet
-    ("block-incremental", True,
-     "Parameter 'block-incremental' is not available in this version of whimbrel yet: drives are not migrated"),
     ("block-bitmap-mapping", [],
      "Parameter 'block-bitmap-mapping' is not available in this version of whimbrel yet: drives are not migrated"),
     *((name, "x", f"Parameter '{name}' is not available in this version of whimbrel yet: {NO_TLS}")
@@ -324,7 +325,7 @@ def test_any_value_is_stored_or_refused(name, value):
 def test_own_defaults():
     assert Backends().as_dict() == {"dirty-tracker": "auto", "memory": "anonymous"}
     assert PluginChoices().as_dict() == {
-        "notifiers": (), "active": (), "savevm": ("ram", "devices"), "disable": (), "prefer": {}
+        "notifiers": (), "active": (), "savevm": ("ram", "block", "devices"), "disable": (), "prefer": {}
     }  # fmt: skip
     assert Limits().as_dict() == {
         "connect-timeout": 10.0, "header-timeout": 10.0, "handover-timeout": 0.0, "sections": 4096,

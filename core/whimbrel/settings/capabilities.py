@@ -45,9 +45,7 @@ class Capabilities(Section):
         ),
     )
 
-    xbzrle: bool = _later(
-        "send what changed within a page that was sent before", "QEMU 1.2", "a changed page is sent whole"
-    )
+    xbzrle: bool = _works("send what changed within a page that was sent before", "QEMU 1.2")
     rdma_pin_all: bool = _later("pin all memory at once for RDMA", "QEMU 2.0", "there is no RDMA transport")
     auto_converge: bool = _works("slow a guest down that writes faster than the link carries", "QEMU 1.6")
     zero_blocks: bool = _later("send blocks of zeroes of a drive as a mark", "QEMU 1.6", "drives are not migrated")

@@ -133,19 +133,22 @@ class RecordStage:
         self._head_addresses = self._heads.ctypes.data + np.arange(pages, dtype=np.uint64) * np.uint64(WORD)
         self._vectors = np.empty((pages, 2, 2), np.uint64)  # (address, length) of a word, then of its page
 
-    def pages(self, memory: ByteArray, indices: IndexArray, block: str | None) -> tuple[bytes, memoryview]:
-        """PAGE records of `memory` (shape (size,)) at page `indices` (ascending): a head and the rest.
+    def pages(
+        self, memory: ByteArray, indices: IndexArray, block: str | None, *, at: IndexArray | None = None
+    ) -> tuple[bytes, memoryview]:
+        """PAGE records for page `indices` (ascending) of `memory` (shape (size,)): a head and the rest.
 
-        The pages are copied once, into the stage: what a guest writes meanwhile is either in it or marked dirty.
+        Page i is page `at[i]` of `memory` if that is given, and else page `indices[i]`. It is copied once, into the
+        stage: what a guest writes meanwhile is either in it or marked dirty.
         """
-        run = as_slice(indices)
+        run = as_slice(indices) if at is None else consecutive(at)
         stage = self._pages[: len(indices)]
         stage[:, :WORD] = _words(indices, Flag.PAGE | Flag.CONTINUE)
-        stage[:, WORD:] = memory.reshape(-1, PAGE_SIZE)[indices if run is None else run]
+        stage[:, WORD:] = memory.reshape(-1, PAGE_SIZE)[(indices if at is None else at) if run is None else run]
         return self._with_name(stage, int(indices[0]), Flag.PAGE, block)
 
     def gathered(
-        self, memory: ByteArray, indices: IndexArray, block: str | None
+        self, memory: ByteArray, indices: IndexArray, block: str | None, *, at: IndexArray | None = None
     ) -> tuple[bytes, npt.NDArray[np.uint64]]:
         """PAGE records like `pages`, but by address (`GatheringChannel`): the pages are not copied here.
 
@@ -156,7 +159,8 @@ class RecordStage:
         self._heads[:count] = _words(indices, Flag.PAGE | Flag.CONTINUE)
         self._vectors[:count, 0, 0] = self._head_addresses[:count]
         self._vectors[:count, 0, 1] = WORD
-        self._vectors[:count, 1, 0] = indices.astype(np.uint64) * np.uint64(PAGE_SIZE) + np.uint64(memory.ctypes.data)
+        places = (indices if at is None else at).astype(np.uint64)
+        self._vectors[:count, 1, 0] = places * np.uint64(PAGE_SIZE) + np.uint64(memory.ctypes.data)
         self._vectors[:count, 1, 1] = PAGE_SIZE
         vectors = self._vectors[:count].reshape(-1, 2)
         if block is None:

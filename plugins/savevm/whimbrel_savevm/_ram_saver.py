@@ -6,6 +6,7 @@ during the copy is seen in the next round.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
@@ -77,9 +78,14 @@ class RamSaver:
             pass
         self._end_body(out, SectionKind.END, before)
 
+    def statistics(self) -> Mapping[str, Mapping[str, object]]:
+        """What the sender counts beside the progress. Any thread."""
+        return self._sender.statistics()
+
     def finish(self) -> None:
-        """End the tracking."""
+        """End the tracking, and release what was needed for sending."""
         self._tracker.stop()
+        self._sender.finish()
 
     def _end_body(self, out: StreamWriter, kind: SectionKind, before: int) -> None:
         self._sender.end_body(out, kind)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Final
 
 from whimbrel.abc import ByteArray, IndexArray, Progress, SectionKind, StreamWriter
@@ -35,6 +36,13 @@ class PageSender(ABC):
     def end_body(self, out: StreamWriter, kind: SectionKind) -> None:  # noqa: B027 - mostly nothing is left
         """The body's EOS is about to be written."""
 
+    def statistics(self) -> Mapping[str, Mapping[str, object]]:
+        """What it counts beside `progress`, as `IterableHandler.statistics` says. Any thread."""
+        return {}
+
+    def finish(self) -> None:  # noqa: B027
+        """Release what it needed for sending. Nothing comes any more."""
+
 
 class PlainSender(PageSender):
     """Writes PAGE and ZERO records, by address where the stream can; room for `zeros` zero pages at once."""
@@ -49,10 +57,19 @@ class PlainSender(PageSender):
         self._write_run(out, self._stage.zeros(indices, self.name_for(block)))
         self._progress.duplicate += len(indices)
 
-    def pages(self, out: StreamWriter, block: RamBlock, memory: ByteArray, indices: IndexArray) -> None:
-        """Write PAGE records."""
+    def pages(
+        self,
+        out: StreamWriter,
+        block: RamBlock,
+        memory: ByteArray,
+        indices: IndexArray,
+        *,
+        at: IndexArray | None = None,
+    ) -> None:
+        """Write PAGE records. `at` says which pages of `memory` they are, if those are not at their own place."""
         for first in range(0, len(indices), STAGE):
-            self._write_pages(out, memory, indices[first : first + STAGE], self.name_for(block))
+            some = slice(first, first + STAGE)
+            self._write_pages(out, memory, indices[some], None if at is None else at[some], self.name_for(block))
         self._progress.normal += len(indices)
 
     def name_for(self, block: RamBlock) -> str | None:
@@ -62,11 +79,13 @@ class PlainSender(PageSender):
         self._named = block.name
         return block.name
 
-    def _write_pages(self, out: StreamWriter, memory: ByteArray, indices: IndexArray, name: str | None) -> None:
+    def _write_pages(
+        self, out: StreamWriter, memory: ByteArray, indices: IndexArray, at: IndexArray | None, name: str | None
+    ) -> None:
         if not out.gathers:
-            self._write_run(out, self._stage.pages(memory, indices, name))
+            self._write_run(out, self._stage.pages(memory, indices, name, at=at))
             return
-        head, vectors = self._stage.gathered(memory, indices, name)
+        head, vectors = self._stage.gathered(memory, indices, name, at=at)
         if head:
             out.write(head)
         out.write_gathered(vectors)

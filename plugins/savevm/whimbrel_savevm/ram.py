@@ -5,12 +5,13 @@ The handler is a front for two rooms that share nothing: `_ram_saver` at the sou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from whimbrel.abc import (
     ArrivingLanes,
+    DeltaCodec,
     DepartingLanes,
     IterableHandler,
     Progress,
@@ -24,8 +25,9 @@ from whimbrel.errors import IncompatibleError, WhimbrelError
 from whimbrel.hookspecs import hookimpl
 from whimbrel.machine import BareMachine
 from whimbrel.wire import ram as wire
+from whimbrel_savevm._ram_delta import DeltaSender
 from whimbrel_savevm._ram_lanes import LaneSender
-from whimbrel_savevm._ram_loader import RamLoader
+from whimbrel_savevm._ram_loader import XBZRLE, RamLoader
 from whimbrel_savevm._ram_saver import BATCH, RamSaver
 from whimbrel_savevm._ram_sending import PageSender, PlainSender
 
@@ -49,17 +51,28 @@ class RamHandler(IterableHandler):
     # ------------------------------------------------------------------------------------------- source
 
     def problems(self) -> Sequence[str]:
-        """Without a dirty tracker that works nothing can be saved."""
+        """Without a dirty tracker that works nothing can be saved, nor without a codec that is asked for."""
         try:
+            sender = self._sender()
             name, tracker = self._machine.new_dirty_tracker()
         except WhimbrelError as exc:
             return (str(exc),)
         self.progress.tracker = name
-        self._saver = RamSaver(list(self._machine.ram), tracker, self.progress, self._sender())
+        self._saver = RamSaver(list(self._machine.ram), tracker, self.progress, sender)
         return ()
 
     def _sender(self) -> PageSender:
-        return PlainSender(self.progress, zeros=BATCH)
+        settings = self._machine.settings
+        if not settings.capabilities.xbzrle:
+            return PlainSender(self.progress, zeros=BATCH)
+        codec = self._machine.new_codec(XBZRLE)
+        if not isinstance(codec, DeltaCodec):
+            raise IncompatibleError(f"the codec {XBZRLE!r} is a {type(codec).__name__}, expected a DeltaCodec")
+        return DeltaSender(self.progress, codec, list(self._machine.ram), settings.parameters, zeros=BATCH)
+
+    def statistics(self) -> Mapping[str, Mapping[str, object]]:
+        """The counters of the cache, with the capability xbzrle."""
+        return {} if self._saver is None else self._saver.statistics()
 
     def use_lanes(self, lanes: DepartingLanes) -> None:
         """Send pages over lanes."""
