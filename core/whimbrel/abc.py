@@ -303,6 +303,7 @@ class SaveVMHandler(ABC):
     """
 
     iterable: ClassVar[bool] = False
+    optional: ClassVar[bool] = False  # whether a stream is taken that does not have its section
     idstr: str
     instance_id: int = 0
     version_id: int = 1
@@ -376,6 +377,10 @@ class IterableHandler(SaveVMHandler):
     @abstractmethod
     def pending(self) -> int:
         """Bytes known to be dirty and not sent; cheap, reads no memory."""
+
+    def ready(self) -> bool:
+        """Whether `save_part` has something to write at once; not while it waits for its own storage. Cheap."""
+        return True
 
     @abstractmethod
     def save_part(self, out: StreamWriter, slice_: Slice) -> None:

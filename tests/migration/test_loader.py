@@ -23,7 +23,7 @@ from whimbrel.stream import Reader
 from whimbrel.testing.memory import ReplayChannel
 from whimbrel.testing.pair import Pair
 from whimbrel.wire import return_path
-from whimbrel_savevm import devices, ram
+from whimbrel_savevm import block, devices, ram
 
 PAGE = 4096
 KIB, MIB = 1 << 10, 1 << 20
@@ -120,7 +120,7 @@ class Loading:
 
     def __init__(self):
         plugins = PluginManager(load_entry_points=False)
-        for plugin in (trackers, ram, devices):
+        for plugin in (trackers, ram, block, devices):
             plugins.register(plugin)
         self.machine = build(Settings(), plugins)
         self.machine.expect_arrival()

@@ -19,7 +19,7 @@ from whimbrel.machine.dirty import plugin as trackers
 from whimbrel.testing.faults import Faults, FaultyChannel, FaultyTransport
 from whimbrel.testing.memory import MemoryNetwork
 from whimbrel.testing.pair import RecordingChannel, settle
-from whimbrel_savevm import devices, ram
+from whimbrel_savevm import block, devices, ram
 from whimbrel_transports import tcp
 
 LONG = 60.0
@@ -110,7 +110,7 @@ class World:
         self.dies_at_end_of_stream = False
         link = FaultyTransport(transport, on_connect=self.connected)
         self.plugins = PluginManager(load_entry_points=False)
-        for plugin in (trackers, ram, devices, OneRound(), Link(uri.partition(":")[0], link)):
+        for plugin in (trackers, ram, block, devices, OneRound(), Link(uri.partition(":")[0], link)):
             self.plugins.register(plugin)
         self.settings = Settings()
         self.settings.backends.dirty_tracker = "manual"

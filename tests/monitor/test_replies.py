@@ -164,8 +164,10 @@ def test_a_name_in_the_settings_that_nobody_has_is_not_blamed_on_the_uri(command
 
 
 @pytest.mark.parametrize("flag", ["blk", "inc"])
-def test_drives_are_not_promised(console, flag):
-    assert "not available" in console.error("migrate", uri="tcp:127.0.0.1:1", **{flag: True})["desc"]
+def test_drives_go_along_by_the_command_or_by_the_capability_and_not_by_both(console, flag):
+    console.machine.settings.capabilities.block = True
+    text = console.error("migrate", uri="tcp:127.0.0.1:1", **{flag: True})["desc"]
+    assert text == "Command options are incompatible with current migration capabilities"
     assert console.machine.migration is None
 
 

@@ -24,7 +24,7 @@ CAPABILITIES = [
 ]  # fmt: skip
 WORKING = {
     "auto-converge", "events", "multifd", "return-path", "pause-before-switchover", "switchover-ack", "validate-uuid",
-    "xbzrle",
+    "xbzrle", "block", "zero-blocks",
 }  # fmt: skip
 PARAMETERS = {
     "announce-initial": 50, "announce-max": 550, "announce-rounds": 5, "announce-step": 100,

@@ -6,6 +6,7 @@ from uuid import UUID
 
 from whimbrel.errors import ConfigError, MigrationRefused, StateError, UnknownNameError
 from whimbrel.machine import BareMachine, RunState
+from whimbrel.machine.drives import Leaving
 from whimbrel.migration.globalstate import GlobalStateHandler, RunStateCarrier
 from whimbrel.migration.handover import HandoverTiming
 from whimbrel.migration.incoming import IncomingMigration
@@ -52,8 +53,13 @@ class Machine(BareMachine):
         """The current migration, or the last one, or None."""
         return self._outgoing or self._incoming
 
-    def migrate(self, uri: str, *, handover: str = HandoverTiming.PROOF) -> OutgoingMigration:
+    def migrate(self, uri: str, *, block: bool = False, incremental: bool = False,
+                handover: str = HandoverTiming.PROOF) -> OutgoingMigration:  # fmt: skip
         """Begin to move this machine to `uri`; returns at once.
+
+        With `block` its drives go along, with `incremental` only what is allocated of them, since the destination has
+        the rest; the capability `block` and the parameter `block-incremental` mean the same. Without, both sides must
+        have the same images, and only their locks pass.
 
         `handover` is "proof" (the destination proves that it holds everything before it may run, which a QEMU does
         too) or "qemu": QEMU's own timing, in which a destination that fails late has lost the machine.
@@ -66,6 +72,7 @@ class Machine(BareMachine):
             self._refuse_a_second()
             timing = _timing(handover)
             destination = resolve(uri, self.plugins)
+            self.drives.leaving = self._what_leaves(block=block, incremental=incremental)
             registry, global_state = self._leaving()
             try:
                 refuse_if_impossible(self, self.plugins, destination, registry)
@@ -142,6 +149,12 @@ class Machine(BareMachine):
             raise MigrationRefused(f"a machine in {self.run_state} cannot be migrated")
         if self._closing:
             raise StateError("the machine is being closed")
+
+    def _what_leaves(self, *, block: bool, incremental: bool) -> Leaving:
+        if not (block or incremental or self.settings.capabilities.block):
+            return Leaving.NOTHING
+        allocated = incremental or (not block and self.settings.parameters.block_incremental)
+        return Leaving.ALLOCATED if allocated else Leaving.EVERYTHING
 
     def _leaving(self) -> tuple[Registry, RunStateCarrier]:
         """The handlers that save this machine, and what is told its run state."""

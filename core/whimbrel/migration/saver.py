@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 
 from whimbrel.abc import IterableHandler, SectionKind, Slice
 from whimbrel.migration.savevm import Entry, Registry, write_section
+from whimbrel.migration.turns import Turns
 from whimbrel.stream import Writer
 from whimbrel.wire import commands, description, skeleton
 from whimbrel.wire.commands import OpenReturnPath, Ping
@@ -30,6 +31,7 @@ class StreamSaver:
     def __init__(self, registry: Registry, form: Form, out: Writer) -> None:
         self._registry, self._form, self._out = registry, form, out
         self._described: list[Mapping[str, Any]] = []
+        self._turns = Turns()
 
     def header(self) -> None:
         """Write the file header and the configuration."""
@@ -47,10 +49,12 @@ class StreamSaver:
             self._section(entry, SectionKind.START, partial(handler.save_start, self._out))
 
     def part(self, slice_: Slice) -> None:
-        """Write a PART of each handler that has anything pending, as far as the slice goes. The guest runs."""
-        for entry, handler in self._registry.iterable:
-            if handler.pending():
-                self._section(entry, SectionKind.PART, partial(handler.save_part, self._out, slice_))
+        """Write PARTs of the handlers that have anything pending, in turns, as far as the slice goes. The guest runs."""
+        entries = {handler: entry for entry, handler in self._registry.iterable}
+        while waiting := [handler for handler in entries if handler.pending()]:
+            handler, turn = self._turns.next(waiting, slice_)
+            self._section(entries[handler], SectionKind.PART, partial(handler.save_part, self._out, turn))
+            self._turns.taken(handler, turn)
             if slice_.over():
                 break
 

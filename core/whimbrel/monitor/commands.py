@@ -50,13 +50,13 @@ def _migrate(context: Context, uri: str, *, blk: bool = False, inc: bool = False
     if resume:
         # There is no post-copy, so none can be paused.
         raise MonitorError("Cannot resume if there is no paused migration")
-    if blk or inc:
-        raise MonitorError("Block migration is not available in this version of whimbrel yet: drives are not migrated")
+    if (blk or inc) and context.machine.settings.capabilities.block:
+        raise MonitorError("Command options are incompatible with current migration capabilities")
     _refuse_programs(context, uri)
     try:
         # In QEMU too a number is none of the names that this takes.
         with context.descriptors.handed_over(uri, numbers=False) as handed:
-            context.machine.migrate(handed)
+            context.machine.migrate(handed, block=blk, incremental=inc)
     except ConfigError:
         if reason := _no_protocol(context.machine, uri):
             raise MonitorError(f"Parameter 'uri' expects a valid migration protocol: {reason}") from None

@@ -48,7 +48,7 @@ class Capabilities(Section):
     xbzrle: bool = _works("send what changed within a page that was sent before", "QEMU 1.2")
     rdma_pin_all: bool = _later("pin all memory at once for RDMA", "QEMU 2.0", "there is no RDMA transport")
     auto_converge: bool = _works("slow a guest down that writes faster than the link carries", "QEMU 1.6")
-    zero_blocks: bool = _later("send blocks of zeroes of a drive as a mark", "QEMU 1.6", "drives are not migrated")
+    zero_blocks: bool = _works("send chunks of a drive that are all zero as a mark", "QEMU 1.6")
     compress: bool = _later("compress pages one by one with zlib", "QEMU 2.4", "pages are sent as they are")
     events: bool = _works("send the QMP events MIGRATION and MIGRATION_PASS", "QEMU 2.4")
     postcopy_ram: bool = _later(
@@ -60,7 +60,7 @@ class Capabilities(Section):
     release_ram: bool = _later(
         "free memory at the source as it is sent in post-copy", "QEMU 2.9", "the source keeps its memory to the end"
     )
-    block: bool = _later("send drives along", "QEMU 2.11", "drives are not migrated")
+    block: bool = _works("send drives along", "QEMU 2.11")
     return_path: bool = _works(
         "insist on a way back from the destination: refuse a transport that has none. Where there is one, it is "
         "always open, so that the source learns whether the destination has loaded everything",

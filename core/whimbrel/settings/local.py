@@ -177,7 +177,7 @@ class PluginChoices(Section):
         _Names(), (), "plugins whose checks of a migration and whose choice of the switchover are heard"
     )
     savevm: Sequence[str] = setting(
-        _Names(), ("ram", "devices"), "the savevm handlers that make up a stream; both ends need the same"
+        _Names(), ("ram", "block", "devices"), "the savevm handlers that make up a stream; both ends need the same"
     )
     disable: Sequence[str] = setting(_Names(), (), "plugins that are never loaded")
     prefer: Mapping[str, str] = setting(_Preferences(), dict, "whose offer is meant where two plugins offer one name")

@@ -117,9 +117,8 @@ class Parameters(Section):
     block_incremental: bool = setting(
         _FLAG,
         False,
-        "send of a drive only what its topmost image holds",
+        "send only what is allocated of a drive: the destination has the rest",
         since="QEMU 2.10",
-        unavailable="drives are not migrated",
     )
     compress_level: int = setting(
         _bounded(0, 9, bits=8), 1, "zlib level of `compress`: 1 is quick, 9 is small", since="QEMU 2.4"

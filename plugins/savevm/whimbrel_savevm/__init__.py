@@ -1,1 +1,1 @@
-"""The bundled savevm handlers: `ram` and `devices`."""
+"""The bundled savevm handlers: `ram`, `block` and `devices`."""

@@ -36,6 +36,8 @@ class Drive:
         self.read_only = device.read_only
         self.chunks = -(-device.size // CHUNK)
         self._gate = gate
+        self.loading = False
+        """Whether it is being loaded into by this machine."""
         self._usable = False  # known not to be incomplete, until it is let go of or loaded into
         self._lock = threading.Lock()
         self._written: BoolArray | None = None  # chunks, while somebody wants to know
@@ -158,11 +160,17 @@ class Drive:
     def begin_load(self) -> None:
         """Mark the image as incomplete; its lock is held. Raises OSError."""
         self._usable = False
+        self.loading = True
         self.device.begin_load()
+
+    def end_load(self) -> None:
+        """Take the mark away: everything is there and flushed. Raises OSError."""
+        self.device.end_load()
+        self.loading = False
 
     def let_go(self) -> None:
         """Release the lock; somebody else may write now."""
-        self._usable = False
+        self._usable = self.loading = False
         self.device.release()
 
 

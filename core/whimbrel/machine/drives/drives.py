@@ -165,8 +165,8 @@ class Drives:
                 drive.use()
                 drive.device.invalidate()
             for drive in self.writable:
-                if drive not in missing:
-                    drive.device.end_load()
+                if drive.loading:
+                    drive.end_load()
             self.acquire()
         except BaseException as exc:
             for drive in missing:
