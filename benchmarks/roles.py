@@ -1,144 +1,116 @@
-"""The processes that `bench.py` starts: one source or destination each, told what to do by arguments.
+"""One side of a migration between two processes: `python -m benchmarks.roles source|destination WORK`.
 
-Each prints JSON lines: a destination its address first, a source its result last. A destination ends with its peer.
+WORK is a `work.Work` as JSON. A destination says its address, and says so when the machine has arrived. A source says
+that it is ready; then it is asked: `{"do": "count"}` is answered with the pages that its guest has written, `{"do":
+"migrate", "uri": …}` with what came of it. The end of standard input ends either.
 """
 
 from __future__ import annotations
 
 import json
-import socket
+import os
+import queue
 import sys
+import threading
 import time
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Final
 
-import numpy as np
+from benchmarks.contents import fill
+from benchmarks.work import Pattern, Work
+from benchmarks.writers import RAM, machine, pages_written
 
 import whimbrel
-from whimbrel.machine.memory import MemoryArea
 
-MIB = 1 << 20
+LAST_WORDS: Final = 10.0  # seconds that a process may take to end
+
+Command = dict[str, Any]
 
 
-def say(**values: Any) -> None:
+def main(role: str, text: str) -> None:
+    """Be a source or a destination until standard input ends."""
+    values = json.loads(text)
+    pattern = values.pop("pattern")
+    work = Work(**values, pattern=None if pattern is None else Pattern(**pattern))
+    commands = _commands()
+    with machine(work) as built:
+        if role == "source":
+            source(built, work, commands)
+        else:
+            destination(built, work, commands)
+
+
+def source(built: whimbrel.Machine, work: Work, commands: Iterator[Command]) -> None:
+    """Fill the machine, run it, and do as told."""
+    fill(built.ram[RAM].view, work.content)
+    built.start()
+    _say(ready=True)
+    for command in commands:
+        if command["do"] == "count":
+            _say(pages=pages_written(built), at=time.monotonic())
+        else:
+            _say(**_migrate(built, command["uri"], work.bound))
+
+
+def destination(built: whimbrel.Machine, work: Work, commands: Iterator[Command]) -> None:
+    """Wait for the machine, and then for the end."""
+    if work.destination == "preallocated":
+        built.ram[RAM].populate()
+    arriving = built.incoming("tcp:127.0.0.1:0")
+    _say(uri=arriving.uri)
+    try:
+        arriving.wait()
+    except whimbrel.MigrationError as exc:
+        _say(arrived=False, error=str(exc))
+    else:
+        _say(arrived=True)
+    for _ in commands:
+        pass
+
+
+def _migrate(built: whimbrel.Machine, uri: str, bound: float) -> dict[str, Any]:
+    before, began = pages_written(built), time.monotonic()
+    migration = built.migrate(uri)
+    converged = True
+    try:
+        migration.wait(bound)
+    except TimeoutError:
+        converged = False
+    pages, seconds = pages_written(built) - before, time.monotonic() - began
+    if not converged:
+        # A cancel may come too late: then it has converged in the very last moment, and that is no convergence either.
+        migration.cancel()
+        migration.join()
+    info = migration.info
+    return {
+        "converged": converged,
+        "milliseconds": info.total_time,
+        "downtime": info.downtime_exact or 0.0,
+        "rounds": info.rounds,
+        "sent": info.ram.transferred,
+        "pages_during": pages / seconds,
+    }
+
+
+def _commands() -> Iterator[Command]:
+    """Lines as they come, until there are no more. Whoever does not come to ask for them by then is ended."""
+    waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def listen() -> None:
+        for line in sys.stdin:
+            waiting.put(line)
+        waiting.put("")
+        time.sleep(LAST_WORDS)
+        os._exit(1)
+
+    threading.Thread(target=listen, daemon=True).start()
+    while line := waiting.get():
+        yield json.loads(line)
+
+
+def _say(**values: Any) -> None:
     print(json.dumps(values), flush=True)
 
 
-def ready() -> None:
-    """Say that the memory is filled, and wait for the word to go."""
-    say(ready=True)
-    sys.stdin.readline()
-
-
-def warm(mib: int) -> None:
-    """Touch memory and give it back, so that what is allocated next is backed by the hypervisor already."""
-    MemoryArea(mib * MIB).populate()
-
-
-def random_fill(view: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
-    generator = np.random.default_rng(1)
-    for start in range(0, len(view), 64 * MIB):
-        part = view[start : start + 64 * MIB]
-        part[:] = np.frombuffer(generator.bytes(len(part)), np.uint8)
-
-
-def machine(mib: int) -> whimbrel.Machine:
-    built = whimbrel.Machine("bench")
-    built.ram.add("ram", mib * MIB)
-    return built
-
-
-def resident(what: str) -> int:
-    """Bytes resident: "VmRSS" now, "VmHWM" at most since the last `forget_peak`."""
-    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(fields[what].split()[0]) * 1024
-
-
-def forget_peak() -> None:
-    """Begin to measure "VmHWM" anew (proc(5), clear_refs)."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def source(uri: str, mib: int, fill: str, tracker: str = "auto") -> None:
-    with machine(mib) as built:
-        built.settings.backends.dirty_tracker = tracker
-        built.settings.parameters.max_bandwidth = 0
-        block = built.ram["ram"]
-        if fill == "random":
-            random_fill(block.view)
-        elif fill == "touched":
-            block.view[:] = 0
-        elif fill == "sparse":
-            block.view[:: 64 * MIB] = 1
-        if fill == "idle":
-            random_fill(block.view)
-            built.guest = whimbrel.LoopGuest(lambda: time.sleep(0.001))
-        built.start()
-        ready()
-        forget_peak()
-        before = resident("VmRSS")
-        cpu = time.process_time()
-        began = time.perf_counter()
-        info = built.migrate(uri).wait()
-        seconds = time.perf_counter() - began
-        say(seconds=seconds, downtime=info.downtime_exact, rounds=info.rounds, cpu=time.process_time() - cpu,
-            overhead=resident("VmHWM") - before, tracker=info.tracker)  # fmt: skip
-
-
-def destination(mib: int, memory: str = "fresh") -> None:
-    with machine(mib) as built:
-        if memory == "populated":
-            built.ram["ram"].populate()
-        arriving = built.incoming("tcp:127.0.0.1:0")
-        say(uri=arriving.uri)
-        cpu = time.process_time()
-        arriving.wait()
-        say(cpu=time.process_time() - cpu)
-
-
-def raw_source(address: str, mib: int) -> None:
-    """Sends its memory as it is: the limit that no protocol can pass."""
-    area = MemoryArea(mib * MIB)
-    random_fill(area.view)
-    host, port = address.rsplit(":", 1)
-    with socket.create_connection((host, int(port))) as link:
-        data = area.view.data
-        ready()
-        cpu = time.process_time()
-        began = time.perf_counter()
-        for start in range(0, len(data), MIB):
-            link.sendall(data[start : start + MIB])
-        link.shutdown(socket.SHUT_WR)
-        link.recv(1)
-        say(seconds=time.perf_counter() - began, cpu=time.process_time() - cpu)
-
-
-def raw_destination(mib: int, memory: str) -> None:
-    """Receives into memory of its own: untouched, populated beforehand, or one small buffer."""
-    import mmap
-
-    mapping = mmap.mmap(-1, mib * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    view = memoryview(mapping)
-    if memory == "populated":
-        np.frombuffer(mapping, np.uint8)[::4096] = 0
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        host, port = listener.getsockname()
-        say(uri=f"{host}:{port}")
-        link, _ = listener.accept()
-        with link:
-            at = 0
-            cpu = time.process_time()
-            while at < len(view):
-                where = view[:MIB] if memory == "reused" else view[at : at + MIB]
-                count = link.recv_into(where)
-                if count == 0:
-                    break
-                at += count
-            link.sendall(b"!")
-            say(cpu=time.process_time() - cpu)
-
-
 if __name__ == "__main__":
-    role, *arguments = sys.argv[1:]
-    known = {f.__name__: f for f in (source, destination, raw_source, raw_destination, warm)}
-    known[role](*(int(a) if a.isdigit() else a for a in arguments))
+    main(*sys.argv[1:])

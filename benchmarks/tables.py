@@ -1,0 +1,40 @@
+"""Figures as text: the cells of a table's rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from benchmarks.measuring import Figure
+
+HEAD = ("what", "whimbrel", "beside it", "ratio", "promised", "")
+MARKS = {True: "met", False: "missed", None: ""}
+
+
+def cells(figure: Figure) -> tuple[str, ...]:
+    """What, whimbrel's median, the other's, their ratio, what was promised, and whether it is so."""
+    ours = _side(figure.our_median, figure.unit, figure.ours, figure.ours_stuck, bool(figure.ours_error))
+    theirs = _side(figure.their_median, figure.unit, figure.theirs, figure.theirs_stuck, bool(figure.theirs_error))
+    beside = f"{figure.beside}: {theirs}" if theirs else ""
+    ratio = "" if figure.ratio is None else f"{number(figure.ratio)} x"
+    return figure.name, ours, beside, ratio, str(figure.target or ""), MARKS[figure.met]
+
+
+def number(value: float) -> str:
+    """A figure with as many digits as mean something."""
+    size = abs(value)
+    if size >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if size >= 10 else f"{value:.2f}"
+
+
+def _side(median: float | None, unit: str, samples: Sequence[float], stuck: int, failed: bool) -> str:
+    if failed:
+        return "not measured"
+    if median is None:
+        return f"did not converge in {_runs(stuck)}" if stuck else ""
+    spread = f" ({number(min(samples))} to {number(max(samples))})" if len(samples) > 1 else ""
+    return f"{number(median)} {unit}{spread}" + (f"; did not converge in {_runs(stuck)}" if stuck else "")
+
+
+def _runs(count: int) -> str:
+    return f"{count} run{'s' * (count > 1)}"
