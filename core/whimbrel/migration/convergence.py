@@ -107,6 +107,7 @@ class Convergence:
         self._rule = Switchover()
         self._watch = StallWatch()
         self._bulk_ended: float | None = None
+        self._ended = 0.0  # when the last round did
         self._waits_said = False
 
     @property
@@ -116,8 +117,9 @@ class Convergence:
 
     def heard(self, round_: Round) -> None:
         """Tell of a round that has ended, and of what it means. Raises what throttling the guest raises."""
+        self._ended = self._clock()
         if self._bulk_ended is None:
-            self._bulk_ended = self._clock()
+            self._bulk_ended = self._ended
         expected = forecast(round_, self._rule, self._statistics.elapsed()) if round_.number > 1 else None
         self._statistics.forecast_made(expected)
         self._tell(RoundFinished(round=round_, forecast=expected))
@@ -140,14 +142,15 @@ class Convergence:
         if due and agreed:
             self._tell_of_decision(round_, chosen=choice is not None)
             return True
-        if policy == "cancel":
+        within_reach = agreed and choice is None and round_.fits  # it only waits for the minimum, which has an end
+        if policy == "cancel" and not within_reach:
             raise NotConverged(
                 f"the switchover was not possible for {format_seconds(self._parameters.switchover_timeout / 1000)}"
                 f" (switchover-timeout): {'' if agreed else 'the destination has not agreed to it; '}"
                 f"{_figures(round_)}",
                 hint=f"the guest runs on here; {self._advice()}",
             )
-        if overdue and not self._waits_said:
+        if overdue and not within_reach and not self._waits_said:
             self._waits_said = True
             _log.warning("switchover-timeout has passed, and the migration goes on: %s", _figures(round_))
         return False
@@ -160,7 +163,7 @@ class Convergence:
     def _overdue(self) -> bool:
         timeout = self._parameters.switchover_timeout
         assert self._bulk_ended is not None, "a decision without a round"
-        return bool(timeout) and self._clock() - self._bulk_ended >= timeout / 1000
+        return bool(timeout) and self._ended - self._bulk_ended >= timeout / 1000
 
     def _tell_of_stall(self, round_: Round) -> None:
         self._statistics.stalled = self._watch.stalled

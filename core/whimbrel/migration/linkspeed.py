@@ -5,6 +5,9 @@ has measured the limit and not the link. What is known beyond it is a *burst*: w
 the destination's echo. It is believed for a few times as much as was seen, since a link may be fast for a moment only;
 the rest of a remainder is reckoned with the average, which has been seen for long.
 
+The echo's own way counts as the bytes': it makes a link look slower than it is, by less than a round trip for what is
+left, and not faster.
+
 A remainder is counted in memory, a link in bytes. Pages that are zero or that shrink (delta encoding) go quicker than
 the link says. So from the second round on, when the pages are those that the guest writes again and again, the speed at
 which memory was got rid of counts too, by the slower of the last two rounds.
@@ -17,46 +20,41 @@ from typing import Final
 
 import attrs
 
+RECENT: Final = 4  # rounds of which the largest burst counts: where a round ends in its window is a matter of luck
 MEASURABLE: Final = 1 << 16  # bytes that must have gone for their speed to mean something
-BELIEVED: Final = 4  # how many times what a burst was made of its speed is taken to hold
+BELIEVED: Final = 8  # how many times what a burst was made of its speed is taken to hold
 
 
 @attrs.define
 class LinkSpeed:
-    """Speeds in bytes per second; 0 for unknown. Times in seconds, with the echo's way (`round_trip`) in them.
-
-    Written by one thread.
-    """
+    """Speeds in bytes per second, 0 for unknown; times in seconds. Written by one thread."""
 
     average: float = 0.0
-    _burst: float = attrs.field(default=0.0, init=False)
-    _burst_size: int = attrs.field(default=0, init=False)
+    _bursts: deque[tuple[int, float]] = attrs.field(factory=lambda: deque(maxlen=RECENT), init=False)
     _handled: deque[float] = attrs.field(factory=lambda: deque(maxlen=2), init=False)
 
-    def sent(self, size: int, span: float, round_trip: float = 0.0) -> None:
-        """`size` bytes went in a whole round."""
+    def sent(self, size: int, span: float, *, held_back: bool = False) -> None:
+        """`size` bytes went in a whole round, which `max-bandwidth` may have held back."""
         if size >= MEASURABLE or self.average == 0.0:
-            self.average = size / _own(span, round_trip)
+            self.average = size / span
+            if not held_back:
+                self._bursts.clear()  # there is nothing better to know than the round itself
 
-    def burst(self, size: int, span: float, round_trip: float = 0.0) -> None:
+    def burst(self, size: int, span: float) -> None:
         """`size` bytes went since the last wait for a window."""
         if size >= MEASURABLE:
-            self._burst, self._burst_size = size / _own(span, round_trip), size
+            self._bursts.append((size, size / span))
 
-    def handled(self, memory: int, span: float, round_trip: float = 0.0) -> None:
+    def handled(self, memory: int, span: float) -> None:
         """A round, not the first, got rid of `memory` bytes of pages."""
         if memory >= MEASURABLE:
-            self._handled.append(memory / _own(span, round_trip))
+            self._handled.append(memory / span)
 
     def seconds_for(self, remaining: int) -> float:
         """How long `remaining` bytes of memory take when nothing holds them back; infinite where nothing is known."""
         average = max(self.average, min(self._handled, default=0.0))
         if not remaining or not average:
             return float("inf") if remaining else 0.0
-        quick = min(remaining, BELIEVED * self._burst_size) if self._burst > average else 0
-        return (quick / self._burst if quick else 0.0) + (remaining - quick) / average
-
-
-def _own(span: float, round_trip: float) -> float:
-    """What of `span` was the bytes' own time: what the echo took is not, but never the most of it."""
-    return max(span - round_trip, span / 2)
+        size, speed = max(self._bursts, default=(0, 0.0))
+        quick = min(remaining, BELIEVED * size) if speed > average else 0
+        return (quick / speed if quick else 0.0) + (remaining - quick) / average

@@ -274,12 +274,12 @@ class Statistics:
 
     def round_sent(self) -> tuple[int, float]:
         """A round's bytes have arrived: measure them. Returns its bytes and seconds."""
-        now, sent, round_trip = self._clock(), self._all_sent(), self._round_trip()
+        now, sent = self._clock(), self._all_sent()
         span, size = max(now - self._round_began, 1e-6), sent - self._round_sent
-        self._link.sent(size, span, round_trip)
+        self._link.sent(size, span, held_back=self._burst_began is not None)
         if self._burst_began is not None and self._round_trips:
             # Without an answer nobody knows when they have arrived.
-            self._link.burst(sent - self._burst_sent, max(now - self._burst_began, 1e-6), round_trip)
+            self._link.burst(sent - self._burst_sent, max(now - self._burst_began, 1e-6))
         self._burst_began = None
         return size, span
 
@@ -293,7 +293,7 @@ class Statistics:
         self._dirty_pages_rate = int(self._dirty_rate / page_size)
         self.rounds += 1
         if self.rounds > 1:
-            self._link.handled(previous, span, self._round_trip())
+            self._link.handled(previous, span)
         fixed = self._round_trips * self._round_trip()
         told = switchover_bandwidth
         self.expected_downtime = fixed + (remaining / told if told else self._link.seconds_for(remaining))

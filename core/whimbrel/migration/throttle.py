@@ -6,8 +6,8 @@ such rounds, one behind the other or not, throttle it: by `cpu-throttle-initial`
 it takes to bring what is left of the guest's speed down to where its writing would just be at the threshold.
 
 Not counted are the first round, which goes through memory that was never written, and rounds whose remainder fits the
-limit: a guest that can be stopped as it is need not be slowed down. A QEMU counts in periods of a second at least; here,
-as everywhere, a round is the measure, and one that does not fit a limit of hundreds of milliseconds takes as long.
+limit: a guest that can be stopped as it is need not be slowed down. A QEMU counts in periods of a second at least; here
+a round is the measure, as everywhere, and one that does not fit a limit of hundreds of milliseconds takes as long.
 """
 
 from __future__ import annotations
