@@ -164,11 +164,12 @@ def _runs(differing: _Differing) -> tuple[IndexArray, IndexArray]:
     numbers, bits = differing.numbers, differing.bits
     joined = numbers[1:] - numbers[:-1] == 1
     joined &= numbers[1:] & (_WORDS - 1) != 0
-    start, last = bits << 1, bits >> 1
-    start[1:] |= (bits[:-1] >> 7) * joined
-    last[:-1] |= (bits[1:] << 7) * joined
-    np.bitwise_and(bits, ~start, out=start)
-    np.bitwise_and(bits, ~last, out=last)
+    # Whether the byte before each differs too, and the one behind it.
+    before: ByteArray = np.left_shift(bits, 1)
+    behind: ByteArray = np.right_shift(bits, 1)
+    before[1:] |= (bits[:-1] >> 7) * joined
+    behind[:-1] |= (bits[1:] << 7) * joined
+    start, last = bits & ~before, bits & ~behind
     moved = (numbers - np.arange(len(numbers))) * _WORD  # from the bytes that are here to those of all pages
     return _positions(start, moved), _positions(last, moved) + 1
 
