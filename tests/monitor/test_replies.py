@@ -132,10 +132,11 @@ REFUSED = [
         *("migrate_set_downtime", {"value": -0.1}),
         "Parameter 'downtime_limit' expects an integer in the range of 0 to 2000 seconds",
     ),
-    (
-        *("migrate-set-cache-size", {"value": 4095}),
-        "Parameter 'xbzrle_cache_size' expects a power of two no less than the target page size",
-    ),
+    ("migrate-set-cache-size", {"value": 4095}, "Parameter 'cache size' expects smaller than page size"),
+    ("migrate-set-cache-size", {"value": 0}, "Parameter 'cache size' expects smaller than page size"),
+    ("migrate-set-cache-size", {"value": -1}, "Parameter 'cache size' expects exceeding address space"),
+    ("migrate-set-cache-size", {"value": 2**63 - 1}, "Parameter 'cache size' expects exceeding guest ram size"),
+    ("migrate-set-cache-size", {"value": (1 << 20) + 1}, "Parameter 'cache size' expects exceeding guest ram size"),
     ("query-status", {"x": 1}, "Parameter 'x' is unexpected"),
     ("quit", {}, "the program around this machine does not end at a monitor's word"),
     ("x-whimbrel-adopt", {}, "no machine that has arrived here waits for a decision"),
@@ -219,6 +220,10 @@ def test_the_older_commands_set_the_same_parameters(console):
     assert parameters["max-bandwidth"] == 1 << 30
     assert parameters["downtime-limit"] == 30
     assert parameters["xbzrle-cache-size"] == console.get("query-migrate-cache-size") == 65536
+    console.get("migrate-set-cache-size", value=1 << 20)
+    assert console.get("query-migrate-cache-size") == console.machine.ram.total
+    console.get("migrate-set-cache-size", value=4096)
+    assert console.get("query-migrate-cache-size") == 4096
     console.get("migrate_set_downtime", value=2000)
 
 

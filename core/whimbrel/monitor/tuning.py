@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, Final
 
 from whimbrel.errors import MonitorError
 from whimbrel.migration import Machine, MigrationStatus, OutgoingMigration
+from whimbrel.migration.lanes.method import check_method
 from whimbrel.monitor.context import Context
 from whimbrel.settings import Dialect
 
 LONGEST_DOWNTIME: Final = 2000  # seconds
+PAGE_SIZE: Final = 4096
 
 
 def set_capabilities(context: Context, capabilities: list[dict[str, Any]]) -> dict[str, Any]:
@@ -39,6 +42,8 @@ def query_capabilities(context: Context) -> list[dict[str, Any]]:
 
 def set_parameters(context: Context, **parameters: Any) -> dict[str, Any]:
     """migrate-set-parameters: all or none, at any time."""
+    if isinstance(name := parameters.get("multifd_compression", parameters.get("multifd-compression")), str):
+        check_method(name, context.machine.plugins)
     context.machine.settings.parameters.update(parameters, Dialect.QMP)
     return {}
 
@@ -63,9 +68,17 @@ def set_downtime(context: Context, value: float) -> dict[str, Any]:
 
 
 def set_cache_size(context: Context, value: int) -> dict[str, Any]:
-    """migrate-set-cache-size: `value` in bytes, rounded down to a power of two."""
-    rounded = value if value < 1 else 1 << (value.bit_length() - 1)
-    return set_parameters(context, xbzrle_cache_size=rounded)
+    """migrate-set-cache-size: `value` in bytes, rounded down to a power of two. Takes effect while a migration runs.
+
+    Unlike the parameter, it is judged by the machine: the texts are those of the QEMUs that had this command.
+    """
+    if not 0 <= value <= sys.maxsize:
+        raise MonitorError("Parameter 'cache size' expects exceeding address space")
+    if value > context.machine.ram.total:
+        raise MonitorError("Parameter 'cache size' expects exceeding guest ram size")
+    if value < PAGE_SIZE:
+        raise MonitorError("Parameter 'cache size' expects smaller than page size")
+    return set_parameters(context, xbzrle_cache_size=1 << (value.bit_length() - 1))
 
 
 def query_cache_size(context: Context) -> int:
