@@ -674,6 +674,10 @@ class BlockDevice(ABC):
         """Whether this object holds the lock. Cheap."""
 
     @abstractmethod
+    def in_use(self) -> bool:
+        """Whether somebody else holds the lock now."""
+
+    @abstractmethod
     def acquire(self) -> None:
         """Become the only one that may write; waits for nobody. Already holding it is fine.
 

@@ -49,7 +49,7 @@ class StreamSaver:
             self._section(entry, SectionKind.START, partial(handler.save_start, self._out))
 
     def part(self, slice_: Slice) -> None:
-        """Write PARTs of the handlers that have anything pending, in turns, as far as the slice goes. The guest runs."""
+        """Write PARTs of the handlers with anything pending, in turns, as far as the slice goes. The guest runs."""
         entries = {handler: entry for entry, handler in self._registry.iterable}
         while waiting := [handler for handler in entries if handler.pending()]:
             handler, turn = self._turns.next(waiting, slice_)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from enum import Enum
 
 from whimbrel.abc import BlockDevice
@@ -143,11 +143,7 @@ class Drives:
         Called at the destination while the source still has its locks: an image that both see is locked now.
         """
         for drive in self.writable:
-            if drive.device.acquired:
-                continue
-            with suppress(StateError):
-                drive.device.acquire()
-                drive.device.release()
+            if not (drive.device.acquired or drive.device.in_use()):
                 raise IncompatibleError(
                     f"drive {drive.name!r} was not sent, and {drive.device.place!r} is not the source's image: nobody "
                     "holds its lock",

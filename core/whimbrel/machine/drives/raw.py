@@ -152,6 +152,10 @@ class RawImage(BlockDevice):
         """Whether this process has taken the lock here."""
         return self._holder is not None and self._holder == os.getpid()
 
+    def in_use(self) -> bool:
+        """Whether another descriptor has locked the file."""
+        return locks.is_locked(self._descriptor)
+
     def acquire(self) -> None:
         """Lock the file."""
         if self.read_only:
@@ -176,10 +180,13 @@ class RawImage(BlockDevice):
             locks.unlock(self._descriptor)
 
     def invalidate(self) -> None:
-        """Drop the kernel's cache of the file, as far as we may."""
-        os.fdatasync(self._descriptor)  # what was written here stays
-        os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        """Drop the kernel's cache of a block special file, as far as we may.
+
+        A file system keeps its own caches right: a local one has no other users, and NFS looks again when it locks.
+        """
         if self._is_block_special:
+            os.fdatasync(self._descriptor)  # what was written here stays
+            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             with suppress(OSError):  # for root alone; the advice has done what it can
                 fcntl.ioctl(self._descriptor, _BLKFLSBUF, 0)
 
