@@ -66,7 +66,8 @@ class MemoryArea:
     def __init__(self, size: int, memory: str = "anonymous", name: str = "", *, fd: int | None = None) -> None:
         if size <= 0 or size % PAGE_SIZE:
             raise ValueError(f"memory comes in whole pages of {PAGE_SIZE} bytes, got {size}")
-        check_memory(memory)
+        if fd is None:
+            check_memory(memory)
         self.size = size
         self.backing, _, path = memory.partition(":")
         self.fd: int | None = None

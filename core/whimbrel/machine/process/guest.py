@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from whimbrel.abc import DirtyTrackerSpec, Guest
-from whimbrel.errors import ConfigError, GuestError, StateError, TrackerUnavailable
+from whimbrel.errors import ConfigError, GuestError, StateError, TrackerUnavailable, WhimbrelError
 from whimbrel.machine.dirty.kernel import Userfault
 from whimbrel.machine.dirty.remote import RemoteTracker
 from whimbrel.machine.factories import name_of
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from whimbrel.abc import MemoryRegion
-    from whimbrel.errors import WhimbrelError
     from whimbrel.machine.process.link import Letter
 
 GRACE: Final = 3.0
@@ -143,11 +142,17 @@ class ProcessGuest(Guest):
         self._ask({"do": "start"})
 
     def stop(self) -> None:
-        """Return when the child has said that its guest runs no more, or has ended; `failure` is set then."""
+        """Return when the child has said that its guest runs no more, or has ended; `failure` is set then.
+
+        A child whose guest raises instead of stopping is killed.
+        """
         try:
             answer = self._ask({"do": "stop"})
-        except GuestError as exc:
+        except WhimbrelError as exc:
             self._settle_on(exc)
+            # A guest that could not be stopped might go on: with its process it certainly ends.
+            if self._child is not None:
+                self._child.kill()
         else:
             if "failure" in answer:
                 self._settle_on(_error(answer["failure"]))
@@ -280,6 +285,11 @@ class _Child:
         status = self.process.wait()
         how = f"was killed by {_signal(-status)}" if status < 0 else f"ended with status {status}"
         return GuestError(f"the guest's process {self.process.pid} {how}")
+
+    def kill(self) -> None:
+        """End it at once. It may have ended before."""
+        self.process.kill()
+        self.process.wait()
 
     def end(self) -> None:
         """End it, nicely if it can be had, and collect its status."""
