@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import threading
@@ -46,7 +47,8 @@ def test_migrate_shows_rounds_and_ends_with_a_table(cli, monitored, destination)
     assert table["migration"] == "completed"
     assert table["memory"] == "4 MiB"
     assert table["ownership"] == "done"
-    assert {"total time", "downtime", "throughput", "rounds", "dirty tracker"} <= set(table)
+    assert {"total time", "downtime", "downtime by cause", "throughput", "rounds", "dirty tracker"} <= set(table)
+    assert re.fullmatch(r"(\w+ [\d.]+ \S+, )+start [\d.]+ \S+", table["downtime by cause"])
     assert result.stderr.splitlines()
     assert machine.run_state == "postmigrate"
     assert machine.settings.parameters.downtime_limit == 50

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 
 import pytest
@@ -82,6 +83,36 @@ def test_the_times_of_a_completed_one_fit_together(make_pair, build, settings):
     assert answer.keys() == {"status", "setup-time", "total-time", "downtime", "ram"}
     assert answer["ram"].keys() == RAM_KEYS
     assert (answer["status"], answer["ram"]["skipped"]) == ("completed", 0)
+    assert answer["ram"]["dirty-pages-rate"] == 0  # as in a QEMU: nothing becomes dirty any more
+    assert list(info.downtime_split) == ["stop", "ram", "devices", "transfer", "confirm", "release", "start"]
+    assert sum(info.downtime_split.values()) == pytest.approx(info.downtime_exact)
+    assert min(info.downtime_split.values()) >= 0
+    assert info.as_dict()["downtime-split"] == info.downtime_split
+    json.dumps(info.as_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize("case", ["paused", "one way", "qemu"])
+def test_the_parts_of_the_downtime_are_its_sum_in_each_form(make_pair, build, settings, case):
+    settings.capabilities.pause_before_switchover = case == "paused"
+    pair = make_pair(build, settings=settings, plugins=[Rounds()], duplex=case != "one way")
+    reached = threading.Event()
+    pair.source.notifiers.add(lambda event: getattr(event, "new", "") == "pre-switchover" and reached.set())
+    pair.source.start()
+    incoming = pair.destination.incoming(pair.uri)
+    outgoing = pair.source.migrate(incoming.uri, handover="qemu" if case == "qemu" else "proof")
+    if case == "paused":
+        assert reached.wait(LONG)
+        outgoing.proceed()
+    info = outgoing.wait(LONG)
+    incoming.wait(LONG)
+    parts = list(info.downtime_split)
+    expected = ["stop", "ram", "devices", "transfer", "confirm", "release", "start"]
+    if case == "paused":
+        expected.insert(1, "pause")
+    else:
+        expected.remove("confirm")  # nobody proves anything
+    assert parts == expected
+    assert sum(info.downtime_split.values()) == pytest.approx(info.downtime_exact)
 
 
 def test_while_it_runs_everything_adds_up(make_pair, build, settings):
@@ -283,3 +314,76 @@ def test_the_blackout_counts_from_the_stop_to_the_start(measured):
     assert info.downtime_exact == pytest.approx(12.0)
     assert (info.ram.precopy_bytes, info.ram.downtime_bytes) == (1000, 300)
     assert info.total_time == 2262
+
+
+def test_what_goes_beside_the_stream_is_sent_too(measured):
+    statistics, clock, sent, _ = measured
+    beside = [0]
+    statistics.sends_beside(lambda: beside[0])
+    clock.now += 1.0
+    sent[0], beside[0] = 1_000_000, 3_000_000
+    statistics.tick()
+    size, span = statistics.round_sent()
+    round_ = ended(statistics, 0, size, span)
+    assert (size, round_.bandwidth) == (4_000_000, pytest.approx(4e6))
+    ram = statistics.info(MigrationStatus.ACTIVE).ram
+    assert (ram.transferred, ram.multifd_bytes, ram.precopy_bytes) == (4_000_000, 3_000_000, 1_000_000)
+    assert ram.mbps == pytest.approx(32.0)
+
+
+def test_of_a_drive_there_is_no_more_than_its_bytes():
+    statistics = Statistics()
+    disk = Progress(page_size=1 << 20, total=100, remaining=40, transferred=60, normal=5, duplicate=6)
+    statistics.setup_ended(lambda: 10, {"ram": Progress(page_size=PAGE), "disk": disk})
+    answer = statistics.info(MigrationStatus.ACTIVE).as_qmp()["disk"]
+    assert {name: value for name, value in answer.items() if value} == {
+        "total": 100, "remaining": 40, "transferred": 60,
+    }  # fmt: skip
+    assert answer.keys() == RAM_KEYS
+    assert "disk" not in statistics.info(MigrationStatus.COMPLETED).as_qmp()
+
+
+def test_handlers_tell_more_while_there_are_counters(measured):
+    details = {"xbzrle-cache": {"pages": 50, "bytes": 7}}
+    clock, sent = Clock(), [0]
+    statistics = Statistics(clock=clock)
+    statistics.setup_ended(lambda: sent[0], {"ram": Progress(page_size=PAGE)}, details=lambda: details)
+    clock.now += 1.0
+    statistics.tick()
+    info = statistics.info(MigrationStatus.ACTIVE)
+    assert info.as_qmp()["xbzrle-cache"] == {"pages": 50, "bytes": 7}
+    assert info.ram.pages_per_second == 50  # they count as pages that were sent
+    assert "xbzrle-cache" in statistics.info(MigrationStatus.COMPLETED).as_qmp()
+    for status in (MigrationStatus.SETUP, MigrationStatus.FAILED, MigrationStatus.CANCELLED):
+        assert statistics.info(status).as_qmp() == {"status": status}
+
+
+def test_a_handler_cannot_pass_itself_off_as_another(measured):
+    statistics = Statistics()
+    statistics.setup_ended(lambda: 5, {"ram": Progress(page_size=PAGE)}, details=lambda: {"ram": {}, "status": {}})
+    answer = statistics.info(MigrationStatus.ACTIVE).as_qmp()
+    assert (answer["status"], answer["ram"]["transferred"]) == ("active", 5)
+
+
+def test_the_round_trips_are_expected_too():
+    clock, sent = Clock(), [0]
+    statistics = Statistics(clock=clock)
+    statistics.setup_ended(lambda: sent[0], {}, round_trip=lambda: 0.02, round_trips=2)
+    clock.now += 1.0
+    sent[0] += 10_000_000
+    round_ = ended(statistics, 1_000_000, *statistics.round_sent())
+    assert (round_.fixed_downtime, round_.expected_downtime) == (0.04, pytest.approx(0.14))
+
+
+def test_a_burst_behind_a_wait_is_the_links_own_speed():
+    clock, sent = Clock(), [0]
+    statistics = Statistics(clock=clock)
+    statistics.setup_ended(lambda: sent[0], {}, round_trip=lambda: 0.0, round_trips=2)
+    clock.now += 0.9
+    sent[0] += 900_000
+    statistics.burst_begins()
+    clock.now += 0.1
+    sent[0] += 1_000_000
+    round_ = ended(statistics, 1_000_000, *statistics.round_sent())
+    assert round_.bandwidth == pytest.approx(1.9e6)  # what the rounds get
+    assert round_.expected_downtime == pytest.approx(0.1)  # what the switchover will

@@ -108,6 +108,9 @@ def summary(info: Info) -> str:
         f"sends {format_rate(throughput(ram))}",
         f"dirties {format_rate(dirty_rate(ram))}" if ram.get("dirty-pages-rate") else "",
         f"expected downtime {milliseconds(info['expected-downtime'])}" if "expected-downtime" in info else "",
+        f"{milliseconds(made['total-time'])} foreseen in all" if (made := info.get("forecast")) else "",
+        f"guest throttled by {info['cpu-throttle-percentage']} %" if "cpu-throttle-percentage" in info else "",
+        "does not converge" if info.get("stalled") else "",
     ]
     return ", ".join(filter(None, parts))
 
@@ -119,17 +122,47 @@ def report(info: Info, expected_downtime: float | None = None) -> Iterator[tuple
     yield "error", info.get("error-desc", "") if info["status"] == "failed" else ""
     yield "total time", milliseconds(info.get("total-time"))
     yield "downtime", milliseconds(info.get("downtime-exact") or info.get("downtime"))
+    split = info.get("downtime-split") or {}
+    yield "downtime by cause", ", ".join(f"{cause} {milliseconds(count)}" for cause, count in split.items())
     yield "expected downtime", milliseconds(info.get("expected-downtime", expected_downtime))
+    yield "downtime limit", _limit(info.get("switchover") or {})
+    yield "foreseen", _foreseen(info)
     yield "rounds", str(info.get("rounds") or ram.get("dirty-sync-count") or "")
+    yield "convergence", _convergence(info)
     if ram:
         yield "memory", format_size(ram["total"])
         yield "sent", format_size(ram["transferred"])
         yield "left", format_size(ram["remaining"]) if ram["remaining"] else ""
         yield "pages", f"{ram['normal']} whole, {ram['duplicate']} zero"
         yield "throughput", format_rate(throughput(ram))
-        yield "dirty rate", format_rate(dirty_rate(ram)) if ram.get("dirty-pages-rate") else ""
+        rate = info.get("dirty-rate") or dirty_rate(ram)
+        yield "dirty rate", format_rate(rate) if rate else ""
     yield "dirty tracker", info.get("dirty-tracker", "")
     yield "ownership", info.get("ownership", "")
+
+
+def _limit(switchover: Info) -> str:
+    """By how much the downtime was expected to exceed its limit, where it knowingly did."""
+    if switchover.get("decision") != "forced":
+        return ""
+    expected, limit = switchover["expected-downtime"], switchover["downtime-limit"]
+    return f"{milliseconds(limit)}, given up after switchover-timeout with {milliseconds(expected)} expected"
+
+
+def _foreseen(info: Info) -> str:
+    """The first forecast once it is known what came, and until then the last."""
+    made = info.get("first-forecast" if info["status"] == "completed" else "forecast")
+    if not made or info["status"] in ENDS - {"completed"}:
+        return ""
+    text = f"{milliseconds(made['total-time'])}, downtime {milliseconds(made['downtime'])}"
+    return text if info["status"] != "completed" else f"{text} (behind round {made['round']})"
+
+
+def _convergence(info: Info) -> str:
+    if info.get("stalled"):
+        return "stalled: what is left does not shrink, and does not fit the limit"
+    count = info.get("stalls")
+    return f"stalled {'once' if count == 1 else f'{count} times'}" if count else ""
 
 
 def throughput(ram: Any) -> float:

@@ -22,6 +22,7 @@ from whimbrel.migration.status import MigrationStatus
 
 WINDOW: Final = 0.1  # seconds over which mbps and pages-per-second are measured
 
+LONGEST: Final = 1e9  # seconds; what is unknown is told as this long, for JSON has no infinity
 FIRST_FORECAST: Final = 2  # the round behind which there is a first forecast
 
 Details = Mapping[str, Mapping[str, object]]
@@ -391,7 +392,7 @@ class Statistics:
             first_forecast=self._forecasts[0],
             forecast=self._forecasts[1],
             decision=self.decision,
-            switchover_expected=None if decided is None else decided.expected_downtime * 1000,
+            switchover_expected=None if decided is None else min(decided.expected_downtime, LONGEST) * 1000,
             switchover_limit=None if decided is None else decided.downtime_limit * 1000,
             tracker=next((p.tracker for p in self._progress.values() if p.tracker), ""),
             **more,
@@ -423,4 +424,4 @@ class Statistics:
 
 
 def _milliseconds(seconds: float | None) -> int | None:
-    return None if seconds is None else round(min(seconds, 1e9) * 1000)
+    return None if seconds is None else round(min(seconds, LONGEST) * 1000)
