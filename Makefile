@@ -14,7 +14,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 SOURCES := $(shell find core plugins/*/whimbrel_* examples -name '*.py' -not -path '*/__pycache__/*') pyproject.toml README.md LICENSE
 
-.PHONY: help demo test test-long qemu lint types docs bench develop clean
+.PHONY: help demo test test-long qemu lint types docs bench plots develop clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -42,8 +42,12 @@ types: $(VENV)/tools ## mypy --strict
 docs: $(VENV)/wheel ## write the generated pages anew: settings, states, errors
 	$(PYTHON) docs/generate.py
 
-bench: $(VENV)/wheel ## the stated figures, as ratios to limits measured in the same run
-	$(PYTHON) benchmarks/bench.py $(ARGS)
+bench: $(VENV)/wheel $(VENV)/bench qemu ## measure whimbrel beside a real QEMU, some 15 minutes; --quick for one
+	$(PYTHON) -m benchmarks.bench $(ARGS)
+
+plots: $(VENV)/wheel $(VENV)/bench ## the plots and tables of docs/performance.md, from what make bench has kept
+	$(PYTHON) -m benchmarks.plots
+	$(PYTHON) -m benchmarks.report
 
 develop: $(VENV)/tools ## an editable install instead of the wheel, for working on whimbrel
 	$(VENV)/bin/pip install --quiet --no-build-isolation --editable .
@@ -60,6 +64,12 @@ $(VENV)/bin/python:
 $(VENV)/tools: $(VENV)/bin/python pyproject.toml tools/requirements.py
 	$(PYTHON) tools/requirements.py > $(VENV)/requirements.txt
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --requirement $(VENV)/requirements.txt
+	@touch $@
+
+# What only measuring needs: it is not installed for anything else.
+$(VENV)/bench: $(VENV)/tools pyproject.toml tools/requirements.py
+	$(PYTHON) tools/requirements.py bench > $(VENV)/requirements-bench.txt
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --requirement $(VENV)/requirements-bench.txt
 	@touch $@
 
 $(VENV)/wheel: $(VENV)/tools $(SOURCES)

@@ -44,7 +44,7 @@ class Figure:
     """One quantity, of whimbrel (`ours`) and of what is beside it (`theirs`), a sample a run.
 
     `where` says which of its kind it is, for plots. An error stands in place of samples; `stuck` counts runs that had
-    no end, which are no samples.
+    no end, which are no samples. Where neither more nor less is better, `more_is_better` is None.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Figure:
     ours: Sequence[float] = ()
     theirs: Sequence[float] = ()
     beside: str = "QEMU"
-    more_is_better: bool = True
+    more_is_better: bool | None = True
     target: Target | None = None
     where: Mapping[str, Any] = attrs.field(factory=dict)
     ours_error: str = ""

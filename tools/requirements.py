@@ -1,4 +1,8 @@
-"""Print what whimbrel's own environment needs, read from pyproject.toml so that it is said in one place."""
+"""Print what whimbrel's own environment needs, read from pyproject.toml so that it is said in one place.
+
+`requirements.py GROUP…` prints what these dependency groups need; without one it is what whimbrel needs, and all groups
+but `bench`, which is only for measuring.
+"""
 
 import sys
 import tomllib
@@ -6,5 +10,7 @@ from pathlib import Path
 
 project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
 groups = project["dependency-groups"]
-names = {*project["project"]["dependencies"], *(name for group in groups.values() for name in group)}
+asked = sys.argv[1:]
+wanted = asked or [group for group in groups if group != "bench"]
+names = {name for group in wanted for name in groups[group]} | set([] if asked else project["project"]["dependencies"])
 sys.stdout.writelines(f"{name}\n" for name in sorted(names))

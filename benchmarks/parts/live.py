@@ -41,7 +41,7 @@ def measure(bench: Bench) -> list[Figure]:
                 f"{name}: rounds",
                 "rounds",
                 lambda run: float(run.rounds),
-                more_is_better=False,
+                more_is_better=None,
                 where={"quantity": "rounds", **where},
             ),
         ]
