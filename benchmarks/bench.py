@@ -18,13 +18,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import click
+from rich.console import Console
+from rich.table import Table
+
 from benchmarks import keeping
 from benchmarks.facts import facts, now
 from benchmarks.measuring import Bench, errors
 from benchmarks.parts import PARTS
 from benchmarks.tables import cells
-from rich.console import Console
-from rich.table import Table
 
 
 @click.command(help=(__doc__ or "").splitlines()[0])

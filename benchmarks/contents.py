@@ -11,6 +11,7 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+
 from benchmarks.work import MIB, RunFailed
 
 PIECE: Final = 16 * MIB

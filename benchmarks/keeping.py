@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import attrs
+
 from benchmarks.measuring import Figure
 from benchmarks.processes import ROOT
 

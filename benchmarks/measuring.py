@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
+
 from benchmarks import qemu_pairs, whimbrel_pairs
 from benchmarks.work import Run, RunFailed, Work
 

@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 import numpy as np
+from tests.qemu import peer
+from tests.qemu.peer import Qemu
+from tests.qemu.qmp import Qmp, QmpError
+
 from benchmarks.contents import fill
 from benchmarks.guests import Steering, writer
 from benchmarks.warming import check_room, prepare
 from benchmarks.watching import Meter
 from benchmarks.work import Run, RunFailed, Work
-from tests.qemu import peer
-from tests.qemu.peer import Qemu
-from tests.qemu.qmp import Qmp, QmpError
 
 WITHOUT_LIMIT: Final = 1 << 40  # bytes per second
 FAILURES: Final = (OSError, EOFError, QmpError, AssertionError)

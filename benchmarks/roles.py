@@ -16,11 +16,10 @@ import time
 from collections.abc import Iterator
 from typing import Any, Final
 
+import whimbrel
 from benchmarks.contents import fill
 from benchmarks.work import Pattern, Work
 from benchmarks.writers import RAM, machine, pages_written
-
-import whimbrel
 
 LAST_WORDS: Final = 10.0  # seconds that a process may take to end
 

@@ -14,6 +14,7 @@ import time
 from typing import Any
 
 import numpy as np
+
 from benchmarks.contents import fill
 from benchmarks.processes import Role
 from benchmarks.warming import check_room, prepare

@@ -7,6 +7,7 @@ import time
 from typing import Any, Final
 
 import attrs
+
 from benchmarks.processes import Role
 from benchmarks.warming import check_room, prepare
 from benchmarks.watching import Meter

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from benchmarks.work import LOW, PAGE, WORDS, Pattern, Work
 
 import whimbrel
+from benchmarks.work import LOW, PAGE, WORDS, Pattern, Work
 
 if TYPE_CHECKING:
     from whimbrel import GuestMemory

@@ -13,6 +13,7 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+
 from benchmarks.work import LOW, PAGE, Pattern
 
 PARAMETERS: Final = 0x9000

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import attrs
+
 from benchmarks.measuring import Bench, Figure
 from benchmarks.parts import (
     bulk,

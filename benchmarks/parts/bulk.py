@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 import attrs
+
 from benchmarks import sockets
 from benchmarks.measuring import Bench, Both, Figure, Target
 from benchmarks.work import MIB, Work

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 import attrs
+
 from benchmarks.measuring import Bench, Both, Figure
 from benchmarks.work import MIB, Work
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 import attrs
+
 from benchmarks.measuring import Bench, Figure, Target
 from benchmarks.work import MIB, PAGE, Pattern, Run, Work
 
