@@ -8,12 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from whimbrel.abc import Progress, SectionKind
+from whimbrel.machine import BareMachine
+from whimbrel.machine.dirty.plugin import whimbrel_dirty_trackers
 from whimbrel.settings import Parameters
 from whimbrel.stream import Writer
+from whimbrel_codecs import xbzrle, zlib
 from whimbrel_codecs.xbzrle import NotEncoded, XbzrleCodec, encode_page
 from whimbrel_savevm import _ram_delta
 from whimbrel_savevm._ram_delta import DeltaSender
 from whimbrel_savevm._ram_saver import BATCH, RamSaver
+from whimbrel_savevm.ram import RamHandler
 
 PAGE = 4096
 KINDS = {0x02: "ZERO", 0x08: "PAGE", 0x40: "XBZRLE"}
@@ -438,3 +442,32 @@ def write(source, edits, dice):
         content = source.machine.ram[block].view.reshape(-1, PAGE)[page].copy()
         edit(content, how, dice)
         source.write(block, page, content.tobytes())
+
+
+# --------------------------------------------------------------------------------------------------------- the handler
+
+
+def handler_of(codec_spec):
+    machine = BareMachine("m", tracker_specs=whimbrel_dirty_trackers, codec_spec=codec_spec)
+    machine.ram.add("a", PAGE)
+    machine.settings.capabilities.xbzrle = True
+    machine.settings.backends.dirty_tracker = "manual"
+    return RamHandler(machine)
+
+
+def test_a_machine_that_has_no_such_codec_is_not_sent():
+    (problem,) = handler_of(None).problems()
+    assert problem.startswith("unknown codec 'xbzrle'")
+
+
+def test_nor_one_whose_codec_of_that_name_is_another_thing():
+    (problem,) = handler_of(lambda name: zlib.whimbrel_codecs()[0]).problems()
+    assert problem == "the codec 'xbzrle' is a ZlibCodec, expected a DeltaCodec"
+
+
+def test_its_counters_are_there_from_the_beginning():
+    handler = handler_of(lambda name: xbzrle.whimbrel_codecs()[0])
+    assert handler.statistics() == {}
+    assert handler.problems() == ()
+    assert handler.statistics()["xbzrle-cache"]["cache-size"] == 64 << 20
+    handler.finish()
