@@ -36,7 +36,7 @@ def measure(bench: Bench) -> list[Figure]:
         ]
     for memory, both in bare.items():
         beside = attrs.evolve(both, ours=measured[f"random, {memory}, {WAYS[0]}"].ours)
-        where = {"quantity": "speed", "memory": memory, "lanes": "bare"}
+        where = {"quantity": "bare", "memory": memory}
         figures.append(beside.speed(f"random, {memory}, {WAYS[0]}", beside="bare socket", where=where))
     grown = measured[f"random, fresh, {WAYS[0]}"].figure(
         "source's memory above its RAM",

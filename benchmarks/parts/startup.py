@@ -28,8 +28,6 @@ def measure(bench: Bench) -> list[Figure]:
             name="import whimbrel, beyond numpy's own",
             unit="ms",
             ours=beyond,
-            theirs=taken["numpy"],
-            beside="import numpy",
             more_is_better=False,
             target=Target("ours", most=150),
         ),
@@ -37,8 +35,6 @@ def measure(bench: Bench) -> list[Figure]:
             name="... and everything behind Machine",
             unit="ms",
             ours=[ours - numpy for ours, numpy in zip(taken["machine"], taken["numpy"], strict=True)],
-            theirs=taken["numpy"],
-            beside="import numpy",
             more_is_better=False,
         ),
         Figure(
