@@ -769,6 +769,10 @@ class Guest(ABC):
         """Give the guest at most 100 - `percent` per cent of its time, 0 to 99; holds until changed."""
         return
 
+    def stopping_time(self) -> float:
+        """How long `stop` may take, in seconds, as far as that is known; 0 where it is not. Any thread, no lock."""
+        return 0.0
+
     def announce(self) -> None:
         """It has arrived and runs: tell the network. Called several times on a thread of the incoming side."""
         return

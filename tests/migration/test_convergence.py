@@ -95,6 +95,15 @@ def test_a_stall_is_said_once_with_what_helps(caplog):
     assert info.as_dict()["stalls"] == 1
 
 
+def test_what_no_round_can_save_is_said(caplog):
+    world = World(Link(1e9), steady(0, 0), downtime_limit=100)
+    world.statistics.setup_ended(lambda: world.sent, {"ram": world.progress}, stopping=lambda: 0.15)
+    assert not world.run(most=10)
+    assert "150 ms of 100 ms allowed, 150 ms of it however little is left" in caplog.text
+    world.parameters.downtime_limit = 200
+    assert world.run(most=20)
+
+
 def test_a_stall_ends_when_the_limit_is_raised():
     world = World(Link(1e8), TOO_FAST)
     assert not world.run(most=10)

@@ -48,6 +48,7 @@ class LoopGuest(Guest):
         self._parked = True  # no step is running
         self._closing = False
         self._throttle = 0
+        self._took = 0.0  # seconds of the last step
         self._thread: threading.Thread | None = None
         self.steps = 0
 
@@ -87,6 +88,10 @@ class LoopGuest(Guest):
             self._throttle = min(max(percent, 0), 99)
             self._changed.notify_all()
 
+    def stopping_time(self) -> float:
+        """As long as the last step took: `stop` waits for the end of one."""
+        return self._took
+
     def close(self) -> None:
         """End the thread; the guest must be stopped."""
         with self._changed:
@@ -106,8 +111,9 @@ class LoopGuest(Guest):
                 self._fail(exc)
                 return
             self.steps += 1
+            self._took = time.perf_counter() - began
             if self._throttle:
-                self._rest(time.perf_counter() - began)
+                self._rest(self._took)
 
     def _wait_until_wanted(self) -> bool:
         # The common case costs no lock: a plain read, made safe by `stop` waiting for `_parked`.

@@ -198,9 +198,12 @@ class Convergence:
 
 def _figures(round_: Round) -> str:
     """What is known behind a round, for people."""
-    expected = round_.expected_downtime
+    expected, fixed = round_.expected_downtime, round_.fixed_downtime
+    however_little = (
+        f", {format_seconds(fixed)} of it however little is left" if 2 * fixed > round_.downtime_limit else ""
+    )
     return (
         f"the guest writes {format_rate(round_.dirty_rate)}, {format_rate(round_.bandwidth)} are sent, to stop it now "
         f"is expected to take {format_seconds(expected) if math.isfinite(expected) else 'for ever'} of "
-        f"{format_seconds(round_.downtime_limit)} allowed"
+        f"{format_seconds(round_.downtime_limit)} allowed{however_little}"
     )

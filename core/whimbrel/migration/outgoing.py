@@ -184,6 +184,7 @@ class OutgoingMigration(Attempt):
             details=lambda: {name: members for h in handlers for name, members in h.statistics().items()},
             round_trip=lambda: 0.0 if self._return_path is None else self._return_path.round_trip,
             round_trips=self._round_trips(),
+            stopping=self._stopping_time,
         )
         self._sync()
         self._move(MigrationStatus.ACTIVE)
@@ -260,6 +261,9 @@ class OutgoingMigration(Attempt):
         if self._return_path is None:
             return 0
         return 1 if self._timing is HandoverTiming.QEMU else 2
+
+    def _stopping_time(self) -> float:
+        return self._machine.guest.stopping_time() if self._machine.run_state is RunState.RUNNING else 0.0
 
     def _may_switch(self, round_: Round) -> bool:
         agreed = not self._capabilities.switchover_ack or self._agreed()

@@ -196,6 +196,7 @@ class Statistics:
         self._details: Callable[[], Details] = dict
         self._round_trip: Callable[[], float] = lambda: 0.0
         self._round_trips = 0
+        self._stopping: Callable[[], float] = lambda: 0.0
         self._progress: dict[str, Progress] = {}
         self._began = clock()
         self._setup_ended: float | None = None
@@ -237,13 +238,15 @@ class Statistics:
         details: Callable[[], Details] = dict,
         round_trip: Callable[[], float] = lambda: 0.0,
         round_trips: int = 0,
+        stopping: Callable[[], float] = lambda: 0.0,
     ) -> None:
         """START sections are out; `progress` is by statistics key, `details` asks the handlers for theirs.
 
-        `round_trip()` is how long an answer takes in seconds, `round_trips` how many the switchover waits for.
+        `round_trip()` is how long an answer takes in seconds, `round_trips` how many the switchover waits for,
+        `stopping()` how long the guest may take to come to where it can stop.
         """
         self._sent, self._progress, self._details = sent, dict(progress), details
-        self._round_trip, self._round_trips = round_trip, round_trips
+        self._round_trip, self._round_trips, self._stopping = round_trip, round_trips, stopping
         self._setup_ended = self._round_began = self._window_began = self._clock()
         self._round_sent = self._window_sent = self._all_sent()
 
@@ -295,7 +298,7 @@ class Statistics:
         self.rounds += 1
         if self.rounds > 1:
             self._link.handled(previous, span)
-        fixed = self._round_trips * self._round_trip()
+        fixed = self._stopping() + self._round_trips * self._round_trip()
         told = switchover_bandwidth
         self.expected_downtime = fixed + (remaining / told if told else self._link.seconds_for(remaining))
         self._round_began, self._round_sent, self._round_synced = now, self._all_sent(), synced

@@ -212,6 +212,18 @@ def test_throttling_rests_after_each_step_for_its_share(monkeypatch, percent, re
     assert clocked.rests == [pytest.approx(rest)] * len(clocked.rests)
 
 
+def test_stopping_takes_as_long_as_a_step(monkeypatch):
+    assert IdleGuest().stopping_time() == 0.0
+    clocked = Clocked(monkeypatch)
+    assert clocked.guest.stopping_time() == 0.0
+    clocked.guest.throttle(50)
+    clocked.guest.start()
+    assert clocked.seen.wait(LONG)
+    clocked.guest.stop()
+    clocked.guest.close()
+    assert clocked.guest.stopping_time() == pytest.approx(0.004)  # without the rest behind it, which is cut short
+
+
 def test_without_throttle_there_is_no_rest(monkeypatch):
     clocked = Clocked(monkeypatch)
     clocked.guest.throttle(50)
