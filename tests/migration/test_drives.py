@@ -494,7 +494,7 @@ def test_a_prepared_machine_that_is_discarded_lets_go_of_its_images(moving, monk
 
 
 DESTINATION = """
-import sys, threading
+import sys, time
 import numpy as np
 from whimbrel import LoopGuest, Machine, Settings
 
@@ -508,7 +508,7 @@ def step():
     number = int(count[0])
     drive.write(number * 16, b"%7s:%7d\\n" % (sys.argv[2].encode(), number))
     count[0] += 1
-    return 0.0005
+    time.sleep(0.001)
 
 machine.guest = LoopGuest(step)
 try:
