@@ -13,7 +13,7 @@ from uuid import UUID
 
 import attrs
 
-from whimbrel.abc import Channel, SaveVMHandler, SectionKind, StreamReader, StreamWriter
+from whimbrel.abc import Channel, Listener, SaveVMHandler, SectionKind, StreamReader, StreamWriter
 from whimbrel.errors import MigrationRefused, StateError, StreamError, UnknownNameError
 from whimbrel.machine import RunState
 from whimbrel.migration import IncomingMigration, Machine
@@ -112,13 +112,15 @@ class CapturedMachine(Machine):
     @classmethod
     def load(
         cls,
-        source: str | PathLike[str] | Channel,
+        source: str | PathLike[str] | Channel | Listener,
         *,
         max_ram: int | None = None,
         settings: Settings | None = None,
         plugins: PluginManager | None = None,
     ) -> CapturedMachine:
-        """Take a machine out of a file, or out of a channel, which is closed at the end.
+        """Take a machine out of a file, or out of a channel, which is closed at the end, or wait for one at a listener.
+
+        At a listener it comes over lanes too, if the capability multifd is on in `settings`.
 
         `max_ram` is how much RAM it may have, in bytes; half of the host's if None. A source that listens is told once
         everything is here, and lets go then. Raises ConfigError, ConnectError, ProtocolError or ChannelError; nothing

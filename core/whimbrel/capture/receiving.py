@@ -34,6 +34,8 @@ from whimbrel.errors import (
     Place,
     WhimbrelError,
 )
+from whimbrel.migration.lanes import Expected, accept
+from whimbrel.migration.lanes.connecting import missing_lanes
 from whimbrel.migration.machine import manager_for
 from whimbrel.migration.statistics import TransferInfo
 from whimbrel.migration.uri import resolve
@@ -88,8 +90,10 @@ class Reception:
         settings: Settings | None = None,
         plugins: PluginManager | None = None,
     ) -> None:
-        self._settings = _for_files(settings if settings is not None else Settings())
+        settings = settings if settings is not None else Settings()
+        self._settings = _for_files(settings)
         self._plugins = plugins if plugins is not None else manager_for(self._settings)
+        self._expected = Expected.of(settings, self._plugins)
         self._file, self._replace = Path(file), replace
         _check_file(self._file, replace=replace)
         self._file = self._file.absolute()  # whatever folder is the current one by then
@@ -103,6 +107,8 @@ class Reception:
         self._stored = 0  # bytes of the file, once it is there
         self._described = False  # the file has the description
         source = resolve(uri, self._plugins)
+        if self._expected is not None and (problems := missing_lanes(source)):
+            raise ConfigError("; ".join(problems))
         self._listener = source.spec.create().listen(source.address)
         self.uri = self._listener.uri
         """Where the source connects to, with what the system chose filled in."""
@@ -157,16 +163,14 @@ class Reception:
 
     def run(self) -> Receipt:
         """Wait, take and store. Raises as `CapturedMachine.load`, MigrationCancelled, and what storing raises."""
-        try:
-            channel = self._listener.accept(self._patience)
-        finally:
-            self._listener.close()
-        began, self._peer = time.monotonic(), channel.peer
+        seconds = self._settings.limits.header_timeout
+        gathered = accept(self._listener, self._patience, self._expected, uuid=None, seconds=seconds)
+        began, self._peer = time.monotonic(), gathered.main.peer
         self._capture = Capture(
-            channel, settings=self._settings, plugins=self._plugins, max_ram=self._max_ram, keep=self._store
+            gathered, settings=self._settings, plugins=self._plugins, max_ram=self._max_ram, keep=self._store
         )
         if self._patience.cancelled.is_set():
-            channel.close()
+            gathered.bundle().close()
             raise MigrationCancelled("cancelled; a source that listens goes on")
         machine = self._take(self._capture)
         try:
@@ -318,6 +322,7 @@ def _for_files(settings: Settings) -> Settings:
     """Settings for a machine whose next place is a file: as fast as it goes, however long the disk takes."""
     copy = settings.copy()
     copy.parameters.max_bandwidth = 0
+    copy.capabilities.multifd = False
     copy.limits.handover_timeout = _A_DAY
     return copy
 

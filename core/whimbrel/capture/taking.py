@@ -12,11 +12,12 @@ import logging
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from os import PathLike
 from typing import Final, Protocol, runtime_checkable
 
-from whimbrel.abc import Channel, Patience, SaveVMHandler, SectionKind
+from whimbrel.abc import Channel, IterableHandler, Listener, Patience, SaveVMHandler, SectionKind
 from whimbrel.capture.machine import UNNAMED, CapturedMachine
 from whimbrel.capture.tail import Tail
 from whimbrel.capture.walk import Body, Walk
@@ -35,6 +36,7 @@ from whimbrel.migration.answers import LINGER, answerer, refuse
 from whimbrel.migration.attempt import unexpected
 from whimbrel.migration.deadline import Deadline
 from whimbrel.migration.handover import last_word_timeout
+from whimbrel.migration.lanes import Arriving, Expected, Gathered, accept
 from whimbrel.migration.machine import manager_for
 from whimbrel.migration.quietly import quietly
 from whimbrel.migration.uri import resolve
@@ -46,10 +48,11 @@ from whimbrel.wire import ram as wire
 from whimbrel.wire.description import Description
 from whimbrel.wire.form import Form
 from whimbrel.wire.primitives import parse_u64
-from whimbrel.wire.return_path import Shut
+from whimbrel.wire.return_path import Message, Shut
 
 _log = logging.getLogger("whimbrel")
 
+FOR_EVER: Final = float("inf")
 LISTED_MAX: Final = 1 << 56  # bytes; nothing is mapped before the sum is compared with what may be
 ORDER: Final = last_word_timeout(0.0)  # seconds to wait for the last word of a source that may have let go
 IGNORE_SHARED: Final = "x-ignore-shared"
@@ -66,7 +69,7 @@ def file_uri(path: str | PathLike[str]) -> str:
 
 
 def take(
-    source: str | PathLike[str] | Channel,
+    source: str | PathLike[str] | Channel | Listener,
     *,
     max_ram: int | None,
     settings: Settings | None,
@@ -75,14 +78,22 @@ def take(
     """What `CapturedMachine.load` does."""
     settings = settings if settings is not None else Settings()
     plugins = plugins if plugins is not None else manager_for(settings)
-    if not isinstance(source, Channel):
+    if isinstance(source, Listener):
+        gathered = wait_for(source, Patience(FOR_EVER), settings, plugins)
+    elif isinstance(source, Channel):
+        gathered = Gathered(source)
+    else:
         destination = resolve(file_uri(source), plugins)
         listener = destination.spec.create().listen(destination.address)
-        try:
-            source = listener.accept(Patience(settings.limits.connect_timeout))
-        finally:
-            listener.close()
-    return Capture(source, settings=settings, plugins=plugins, max_ram=max_ram).run()
+        gathered = accept(listener, Patience(settings.limits.connect_timeout), None, uuid=None, seconds=0.0)
+    return Capture(gathered, settings=settings, plugins=plugins, max_ram=max_ram).run()
+
+
+def wait_for(listener: Listener, patience: Patience, settings: Settings, plugins: PluginManager) -> Gathered:
+    """Wait for one source at `listener`, with all of its lanes if multifd is on. Raises as `lanes.accept`."""
+    expected = Expected.of(settings, plugins)
+    # Which machine it is says the main channel, which nobody reads yet.
+    return accept(listener, patience, expected, uuid=None, seconds=settings.limits.header_timeout)
 
 
 @runtime_checkable
@@ -124,7 +135,7 @@ class Capture:
 
     def __init__(
         self,
-        channel: Channel,
+        source: Channel | Gathered,
         *,
         settings: Settings,
         plugins: PluginManager,
@@ -134,10 +145,15 @@ class Capture:
         self._settings, self._plugins = settings, plugins
         self._max_ram = half_of_ram() if max_ram is None else max_ram
         self._keep = keep
-        self._walk = Walk(
-            channel, settings.limits, answer=answerer(channel) if channel.duplex else None, prove=self._proof
-        )
+        gathered = source if isinstance(source, Gathered) else Gathered(source)
+        channel = gathered.bundle()
+        answer = answerer(channel) if channel.duplex else None
+        self._walk = Walk(channel, settings.limits, answer=answer, prove=self._proof, lanes=gathered.method)
         self._channel = self._walk.channel
+        self._channel.give_back(gathered.head)
+        self._lanes: Arriving | None = None
+        if gathered.method is not None:
+            self._lanes = Arriving(gathered.lanes, gathered.method, on_failure=partial(self._lane_failed, answer))
         self._handler: SaveVMHandler | None = None
         self._handler_finished = False
         self._deciding = threading.Lock()  # a cancel and the word that all is well exclude each other
@@ -190,7 +206,16 @@ class Capture:
                 self._order.lift()
             quietly(self._channel.close, "closing the channel")
             self._channel.rest()
+            if self._lanes is not None:
+                self._lanes.close()
         return machine
+
+    def _lane_failed(self, answer: Callable[[Message], None] | None) -> None:
+        """A lane is broken, and whoever reads the stream waits for bytes that need not come: say so, and wake him."""
+        if answer is not None:
+            with suppress(ChannelError):
+                answer(Shut(1))
+        quietly(self._channel.close, "closing the channel")
 
     # -------------------------------------------------------------------------------------------- the stream
 
@@ -267,12 +292,19 @@ class Capture:
                 hint="max_ram (--max-ram) says how much",
             )
         end = reader.parse(parse_u64())
+        flush = b""
+        if end == wire.Flag.MULTIFD_FLUSH and self._lanes is not None:
+            flush, end = wire.FLUSH_RECORD, reader.parse(parse_u64())
         if end != wire.Flag.EOS:
             raise StreamError(f"behind the list of RAM blocks stands {end:#x}, expected the end of the body (0x10)")
         for block in listed:
             machine.ram.add(block.name, block.size).guest_address = block.guest_address
         self._handler = machine.ram_handler(body.header.idstr)
-        again = Replay(wire.block_list(listed) + wire.EOS_RECORD, peer=self._channel.peer)
+        if self._lanes is not None:
+            if not isinstance(self._handler, IterableHandler):
+                raise IncompatibleError(f"the handler of {body.header.idstr!r} knows nothing of lanes")
+            self._handler.await_lanes(self._lanes)
+        again = Replay(wire.block_list(listed) + flush + wire.EOS_RECORD, peer=self._channel.peer)
         self._handler.load(Reader(again), SectionKind.START, body.header.version_id)
 
     # --------------------------------------------------------------------------------------------- the end
@@ -348,6 +380,8 @@ class Capture:
         self.told = True
 
     def _give_up(self, exc: BaseException) -> None:
+        if self._lanes is not None:
+            self._lanes.close()  # nothing is put back while they write
         if self._handler is not None and not self._handler_finished:
             quietly(self._handler.rollback, "the rollback of the RAM section")
             quietly(self._handler.finish, "the end of the RAM section")
@@ -362,6 +396,8 @@ class Capture:
         """What to raise for what went wrong."""
         if not isinstance(exc, Exception):
             return exc
+        if self._lanes is not None and self._lanes.failure is not None and isinstance(exc, ChannelError):
+            exc = self._lanes.failure
         if exc is self._refused and not (self._cancelled.is_set() and self.heard):
             return exc
         if self._cancelled.is_set() and isinstance(exc, MigrationError) and not self._committed:

@@ -23,6 +23,7 @@ from whimbrel.abc import Channel, SectionKind
 from whimbrel.capture.patient import PatientChannel
 from whimbrel.capture.tail import Tail, TailCollector, describes
 from whimbrel.errors import ChannelLost, IncompatibleError, MigrationError, Place, StreamError
+from whimbrel.migration.lanes.method import Method, check_announced
 from whimbrel.settings import Limits
 from whimbrel.stream import Reader
 from whimbrel.wire import commands, skeleton
@@ -52,7 +53,8 @@ class Body:
 class Walk:
     """Follows one stream; one thread, one use.
 
-    `answer` sends a message on the return path; None where nobody listens. `prove` is called when the source asks,
+    `answer` sends a message on the return path; None where nobody listens. `lanes` is what pages beside the stream are
+    to be encoded with; None where there are no lanes. `prove` is called when the source asks,
     behind the devices, whether everything is here, with what has come; if it returns, the answer is yes.
     """
 
@@ -62,6 +64,7 @@ class Walk:
         limits: Limits,
         *,
         answer: Callable[[Message], None] | None = None,
+        lanes: Method | None = None,
         prove: Callable[[Tail], object] = lambda _: None,
     ) -> None:
         self.channel = PatientChannel(channel)
@@ -74,7 +77,7 @@ class Walk:
         self.end: Tail | None = None
         self.base = 0
         """Where in the stream the devices begin that came last."""
-        self._limits = limits
+        self._limits, self._lanes = limits, lanes
         self._answer, self._prove = answer, prove
         self._order = SectionOrder(limits.sections)
         self._open: Body | None = None  # whose footer has not been read
@@ -114,7 +117,9 @@ class Walk:
         if self.reader.window(1)[0] != Element.CONFIGURATION:
             return None
         self.reader.advance(1)
-        return self.reader.parse(skeleton.parse_configuration())
+        configuration = self.reader.parse(skeleton.parse_configuration())
+        # How lanes encode is of this stream alone, not of the machine's later ones.
+        return attrs.evolve(configuration, capabilities=check_announced(configuration.capabilities, self._lanes))
 
     def _peek(self) -> Element:
         element = self.reader.window(1)[0]

@@ -50,6 +50,13 @@ def capability_option(command: Command) -> Command:
     )(command)
 
 
+def set_option(command: Command) -> Command:
+    """Add `--set NAME=VALUE`, any number of times, as `assignments`."""
+    return click.option(
+        "--set", "assignments", metavar="NAME=VALUE", multiple=True, help="Set a setting; may be repeated."
+    )(command)
+
+
 def parameter(name: str, text: str) -> object:
     """Turn the text given for a parameter into its value. Raises ConfigError."""
     from whimbrel.settings import Dialect, Parameters

@@ -12,7 +12,7 @@ import click
 from whimbrel.cli._background import Interruption, watched
 from whimbrel.cli._elsewhere import Elsewhere
 from whimbrel.cli._meter import Meter
-from whimbrel.cli._options import config_option, json_option, size
+from whimbrel.cli._options import capability_option, config_option, json_option, overrides, set_option, size
 from whimbrel.cli._output import complain, note
 from whimbrel.cli._result import print_failure, print_result
 from whimbrel.errors import MigrationCancelled, WhimbrelError
@@ -30,8 +30,19 @@ if TYPE_CHECKING:
 @click.option("--max-ram", metavar="SIZE", help="How much RAM the machine may have; half of the host's by default.")
 @click.option("--force", is_flag=True, help="Replace FILE if it is there.")
 @config_option
+@capability_option
+@set_option
 @json_option
-def receive(uri: str, file: str, max_ram: str | None, force: bool, config: str | None, as_json: bool) -> int:
+def receive(
+    uri: str,
+    file: str,
+    max_ram: str | None,
+    force: bool,
+    config: str | None,
+    capabilities: tuple[str, ...],
+    assignments: tuple[str, ...],
+    as_json: bool,
+) -> int:
     """Take a running machine out of a QEMU, or any stream, and store it in FILE.
 
     URI is where to wait for it: tcp:HOST:PORT, unix:PATH, exec:COMMAND and so on; give the same to the source's
@@ -40,6 +51,9 @@ def receive(uri: str, file: str, max_ram: str | None, force: bool, config: str |
     Ctrl-C gives up, and such a source goes on; so does a whimbrel, when storing takes longer than its [limits]
     handover-timeout.
 
+    A source with the capability multifd on needs `--capability multifd` here, and the same `--set multifd-channels=N`
+    and `--set multifd-compression=METHOD` if it has others than usual.
+
     Without return-path the source has let go once everything has come, and this process has the only copy. If it cannot
     be written to FILE then, you are asked for another path; where there is no terminal, it goes to the folder for
     temporary files (and the status is 1), or is held until there is room.
@@ -47,7 +61,8 @@ def receive(uri: str, file: str, max_ram: str | None, force: bool, config: str |
     from whimbrel.capture.receiving import Reception
     from whimbrel.settings import Settings
 
-    limit, settings = None if max_ram is None else size("--max-ram", max_ram), Settings.load(config)
+    limit = None if max_ram is None else size("--max-ram", max_ram)
+    settings = Settings.load(config, overrides=overrides(capabilities, assignments))
     elsewhere = Elsewhere(file)
     # From before a socket is made: a signal must not leave it behind.
     with Interruption() as interruption:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from whimbrel.cli._options import capability_option, config_option, overrides
+from whimbrel.cli._options import capability_option, config_option, overrides, set_option
 from whimbrel.cli._output import note
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.option("--stay", is_flag=True, help="Stay after the machine has moved away, until told to quit.")
 @config_option
 @capability_option
-@click.option("--set", "assignments", metavar="NAME=VALUE", multiple=True, help="Set a setting; may be repeated.")
+@set_option
 def run(
     app: str,
     incoming: str | None,

@@ -12,7 +12,15 @@ import click
 from whimbrel.cli._background import POLL, Interruption, watched
 from whimbrel.cli._meter import Meter
 from whimbrel.cli._monitor import exit_status
-from whimbrel.cli._options import config_option, json_option, parameter, size
+from whimbrel.cli._options import (
+    capability_option,
+    config_option,
+    json_option,
+    overrides,
+    parameter,
+    set_option,
+    size,
+)
 from whimbrel.cli._output import complain, note
 from whimbrel.cli._progress import Progress, report
 from whimbrel.cli._result import print_failure, print_result
@@ -49,6 +57,8 @@ if TYPE_CHECKING:
     help="When to let go: once the destination has proved that it holds it all, or with the last byte, as QEMU does.",
 )
 @config_option
+@capability_option
+@set_option
 @json_option
 def send(
     file: str,
@@ -57,6 +67,8 @@ def send(
     max_ram: str | None,
     handover: str,
     config: str | None,
+    capabilities: tuple[str, ...],
+    assignments: tuple[str, ...],
     as_json: bool,
 ) -> int:
     """Send the machine stored in FILE to URI, where it goes on.
@@ -73,7 +85,7 @@ def send(
     from whimbrel.migration.uri import resolve
     from whimbrel.settings import Settings
 
-    settings = Settings.load(config)
+    settings = Settings.load(config, overrides=overrides(capabilities, assignments))
     settings.parameters.set("max-bandwidth", 0 if max_bandwidth is None else parameter("max-bandwidth", max_bandwidth))
     limit = None if max_ram is None else size("--max-ram", max_ram)
     plugins = manager_for(settings)

@@ -33,7 +33,7 @@ from whimbrel.migration.attempt import Attempt
 from whimbrel.migration.deadline import Deadline
 from whimbrel.migration.globalstate import GlobalStateHandler
 from whimbrel.migration.handover import DestinationOwnership, destination_handover, last_word_timeout
-from whimbrel.migration.lanes import Arriving, Bundle, Gathered, Gathering, Method, connecting
+from whimbrel.migration.lanes import Arriving, Expected, Gathered, accept, connecting
 from whimbrel.migration.loader import StreamLoader
 from whimbrel.migration.quietly import quietly
 from whimbrel.migration.savevm import Registry
@@ -72,10 +72,8 @@ class IncomingMigration(Attempt):
         self._global_state: GlobalStateHandler | None = None
         self._order: Deadline | None = None  # by which the order to start must have come
         self._announcer: Announcer | None = None
-        # As they are now: a source may come much later.
-        parameters = machine.settings.parameters
-        self._method = Method.of(parameters, plugins) if machine.settings.capabilities.multifd else None
-        self._lane_count = 0 if self._method is None else parameters.multifd_channels
+        # As the settings are now: a source may come much later.
+        self._expected = Expected.of(machine.settings, plugins)
         self._lanes: Arriving | None = None
 
     # --------------------------------------------------------------------------------- what people call
@@ -162,12 +160,12 @@ class IncomingMigration(Attempt):
         channel = gathered.main
         reader = self._reader = Reader(Replay(gathered.head, channel) if gathered.head else channel)
         answer = answerer(channel) if channel.duplex else None
-        if self._method is not None:
-            self._lanes = Arriving(gathered.lanes, self._method, on_failure=partial(self._lane_failed, answer))
+        if gathered.method is not None:
+            self._lanes = Arriving(gathered.lanes, gathered.method, on_failure=partial(self._lane_failed, answer))
             for _, handler in registry.iterable:
                 handler.await_lanes(self._lanes)
         loader = self._loader = StreamLoader(
-            self._machine, registry, reader, answer, on_prepared=self._prepared, method=self._method
+            self._machine, registry, reader, answer, on_prepared=self._prepared, method=gathered.method
         )
         try:
             self._load_header(loader, channel)
@@ -180,29 +178,18 @@ class IncomingMigration(Attempt):
 
     def _connected(self) -> Gathered:
         """Wait for the source, with all of its lanes."""
-        if self._method is None:
-            channel = self._listener.accept(self._patience)
-            self._listener.close()
-            self._hold(Bundle(channel))
-            return Gathered(channel, b"", ())
-        gathered = Gathering(
+        gathered = accept(
             self._listener,
             self._patience,
-            lanes=self._lane_count,
+            self._expected,
             uuid=connecting.uuid_of(self._machine),
             seconds=self._machine.settings.limits.header_timeout,
-        ).run()
-        bundle = Bundle(gathered.main)
-        for lane in gathered.lanes:
-            bundle.add(lane)
-        self._hold(bundle)
-        return gathered
-
-    def _hold(self, channel: Channel) -> None:
+        )
         with self._deciding:
-            self._channel = channel
+            self._channel = gathered.bundle()
             if self._patience.cancelled.is_set():
                 raise MigrationCancelled("cancelled while connecting")
+        return gathered
 
     def _lane_failed(self, answer: Callable[[Message], None] | None) -> None:
         """A lane is broken, and the incoming thread waits for bytes that need not come: say so, and wake it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any, Final
 
-from whimbrel.errors import MonitorError
+from whimbrel.errors import ConfigError, MonitorError
 from whimbrel.migration import Machine, MigrationStatus, OutgoingMigration
 from whimbrel.migration.lanes.method import check_method
 from whimbrel.monitor.context import Context
@@ -42,10 +42,18 @@ def query_capabilities(context: Context) -> list[dict[str, Any]]:
 
 def set_parameters(context: Context, **parameters: Any) -> dict[str, Any]:
     """migrate-set-parameters: all or none, at any time."""
-    if isinstance(name := parameters.get("multifd_compression", parameters.get("multifd-compression")), str):
-        check_method(name, context.machine.plugins)
+    _check_method(context.machine, parameters.get("multifd-compression"))
     context.machine.settings.parameters.update(parameters, Dialect.QMP)
     return {}
+
+
+def _check_method(machine: Machine, name: object) -> None:
+    """Refuse a method that no plugin offers in QEMU's words, which are those of a type; what is no name comes later."""
+    if isinstance(name, str):
+        try:
+            check_method(name, machine.plugins)
+        except ConfigError as exc:
+            raise MonitorError(exc.message) from exc
 
 
 def query_parameters(context: Context) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import attrs
 from whimbrel import units
 from whimbrel.errors import ConfigError
 
-__all__ = ["Choice", "Dialect", "Flag", "Kind", "Number", "StringOrNull", "rate", "setting", "size"]
+__all__ = ["Choice", "Dialect", "Flag", "Kind", "Method", "Number", "StringOrNull", "rate", "setting", "size"]
 
 
 class Dialect(Enum):
@@ -66,6 +66,7 @@ def setting(kind: Kind, default: Any, doc: str, *, since: str = "whimbrel 0.1", 
 
 _TRUE: Final = frozenset({"on", "true", "yes", "1"})
 _FALSE: Final = frozenset({"off", "false", "no", "0"})
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 _INTEGER: Final = re.compile(r"-?[0-9]{1,20}", re.ASCII)
 
 
@@ -155,6 +156,20 @@ class Choice(Kind):
     def show(self, value: Any) -> str:
         """Write it as TOML does."""
         return f'"{value}"'
+
+
+class Method(Choice):
+    """One of a few words, or the name of a plugin's offer: whether there is one is for those to judge who know."""
+
+    def __init__(self, *words: str) -> None:
+        super().__init__(*words)
+        self.expects += ", or the name of a codec that both ends have"
+
+    def read(self, name: str, value: object, dialect: Dialect) -> str:
+        """Accept one of the words, and any other name."""
+        if isinstance(value, str) and _NAME.fullmatch(value):
+            return value
+        return super().read(name, value, dialect)
 
 
 class StringOrNull(Kind):

@@ -13,7 +13,7 @@ from typing import ClassVar, Final
 import attrs
 
 from whimbrel import units
-from whimbrel.settings.kinds import Choice, Flag, Number, StringOrNull, rate, setting, size
+from whimbrel.settings.kinds import Choice, Flag, Method, Number, StringOrNull, rate, setting, size
 from whimbrel.settings.section import Rule, Section, judged
 
 __all__ = ["Parameters"]
@@ -149,7 +149,7 @@ class Parameters(Section):
     )
     multifd_channels: int = setting(_COUNT, 2, "connections of `multifd`; both ends need the same", since="QEMU 4.0")
     multifd_compression: str = setting(
-        Choice("none", "zlib", "zstd"), "none", "how `multifd` compresses; both ends need the same", since="QEMU 5.0"
+        Method("none", "zlib", "zstd"), "none", "how `multifd` compresses; both ends need the same", since="QEMU 5.0"
     )
     multifd_zlib_level: int = setting(_LEVEL, 1, "zlib level of `multifd`, 0 to 9", since="QEMU 5.0")
     multifd_zstd_level: int = setting(_LEVEL, 1, "Zstandard level of `multifd`, 0 to 20", since="QEMU 5.0")

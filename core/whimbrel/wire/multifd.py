@@ -20,8 +20,9 @@ from whimbrel.abc import ByteArray, IndexArray
 from whimbrel.errors import StreamError
 from whimbrel.wire.primitives import checked_name
 from whimbrel.wire.ram_words import PAGE_SIZE
+from whimbrel.wire.skeleton import LANE_MAGIC
 
-MAGIC: Final = 0x11223344
+MAGIC: Final = LANE_MAGIC
 VERSION: Final = 1
 INIT_SIZE: Final = 64
 UUID_SIZE: Final = 16
@@ -168,10 +169,11 @@ class Packet:
 
 
 class PacketStage:
-    """The header of one packet, made anew in the same place; one thread. `header` is what to send."""
+    """The header of one packet, made anew in the same place; one thread. `header` is to be sent, from `address`."""
 
     def __init__(self) -> None:
         self.header: ByteArray = np.zeros(HEADER_SIZE, np.uint8)
+        self.address = self.header.ctypes.data
         self._offsets = self.header[320:].view(">u8")
 
     def pages(self, number: int, block: str, method: int, size: int, pages: IndexArray, zeros: IndexArray) -> None:

@@ -12,6 +12,7 @@ from whimbrel.errors import StreamError
 from whimbrel.wire.primitives import NAME_MAX, U32, checked_name, parse_str8, parse_u8, parse_u32, str8
 
 MAGIC: Final = 0x5145564D  # "QEVM"
+LANE_MAGIC: Final = 0x11223344  # what connections of multifd begin with (section 5)
 VERSION: Final = 3
 HEADER: Final = U32.pack(MAGIC) + U32.pack(VERSION)
 
@@ -76,7 +77,9 @@ def parse_header() -> Parser[None]:
     if magic != MAGIC:
         raise StreamError(
             f"the stream begins with {magic:#010x}, expected {MAGIC:#010x} ('QEVM')",
-            hint="this is not a migration stream",
+            hint="it is a lane: switch the capability multifd on here too"
+            if magic == LANE_MAGIC
+            else "this is not a migration stream",
         )
     version = yield from parse_u32()
     if version != VERSION:

@@ -28,7 +28,7 @@ ZLIB: Final = "zlib"
 
 
 class RamLoader:
-    """Loads the blocks of one machine; one use, on the incoming thread. Pages come over `lanes` too, where there are."""
+    """Loads the blocks of one machine; one use, on the incoming thread. With `lanes` pages come over those too."""
 
     def __init__(self, machine: BareMachine, lanes: ArrivingLanes | None = None) -> None:
         self._machine = machine

@@ -7,7 +7,7 @@ through the contracts `DepartingLanes`, `ArrivingLanes` and `PageSink`. Each lan
 from whimbrel.migration.lanes.arriving import Arriving
 from whimbrel.migration.lanes.bundle import Bundle
 from whimbrel.migration.lanes.departing import Departing
-from whimbrel.migration.lanes.gathering import Gathered, Gathering
+from whimbrel.migration.lanes.gathering import Expected, Gathered, Gathering, accept
 from whimbrel.migration.lanes.method import Method
 
-__all__ = ["Arriving", "Bundle", "Departing", "Gathered", "Gathering", "Method"]
+__all__ = ["Arriving", "Bundle", "Departing", "Expected", "Gathered", "Gathering", "Method", "accept"]

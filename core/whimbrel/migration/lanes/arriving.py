@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from whimbrel.abc import ByteArray, Channel, Codec, IndexArray, PageSink, ScatteringChannel
 from whimbrel.errors import ChannelLost, MigrationError, Place, StreamError
@@ -60,8 +61,13 @@ class Arriving:
     def sync(self) -> None:
         """Wait for all lanes, as `ArrivingLanes.sync` says."""
         with self._changed:
-            self._changed.wait_for(lambda: self._over or all(lane.reached > self._released for lane in self._lanes))
+            self._changed.wait_for(
+                lambda: self._over or all(lane.ended or lane.reached > self._released for lane in self._lanes)
+            )
             self._check()
+            for lane in self._lanes:
+                if lane.reached <= self._released:
+                    raise lane.lost("a SYNC was")
             self._released += 1
             self._changed.notify_all()
 
@@ -135,12 +141,12 @@ class Arriving:
             return not self._over
 
     def _ended(self, lane: _Lane) -> None:
-        if not self._over and not self._complete:
-            raise ChannelLost(
-                "the lane ended before its time",
-                hint="the peer has hung up: its own error says why",
-                place=lane.place,
-            )
+        """The peer has hung up. Behind a SYNC that may be in order: whoever waits for another one will tell."""
+        with self._changed:
+            lane.ended = True
+            self._changed.notify_all()
+            if lane.unsynced and not self._over:
+                raise lane.lost("a SYNC was")
 
     def _fail(self, failure: MigrationError) -> None:
         with self._changed:
@@ -155,17 +161,20 @@ class Arriving:
 
 
 class _Lane:
-    """One connection and what it needs to receive; its own thread, but for `reached` and `unsynced`."""
+    """One connection and what it needs to receive; its own thread, but for `reached`, `unsynced` and `ended`."""
 
     def __init__(self, number: int, channel: Channel, method: Method) -> None:
         self.number, self.channel = number, channel
         self.reached = 0  # syncs
         self.unsynced = False  # pages came since the last sync
+        self.ended = False
         self._bits = method.bits
         self._codec: Codec | None = method.new_codec()
         self._recv_vectors = channel.recv_scattered if isinstance(channel, ScatteringChannel) else None
         self._header = memoryview(bytearray(HEADER_SIZE))
-        self._vectors = np.empty((PAGES_MAX, 2), np.uint64)
+        self._header_address = np.frombuffer(self._header, np.uint8).ctypes.data
+        self._ahead = False  # the next header has come, with the pages before it
+        self._vectors = np.empty((PAGES_MAX + 1, 2), np.uint64)
         self._room: ByteArray | None = None  # for an encoded payload, or for pages that lie apart
         self._pages: ByteArray | None = None
         self._received = multifd.INIT_SIZE
@@ -175,8 +184,19 @@ class _Lane:
         """Where messages say that it is."""
         return Place(section=f"lane {self.number}", offset=self._received, peer=self.channel.peer)
 
+    def lost(self, expected: str) -> ChannelLost:
+        """What an end is where more was expected."""
+        return ChannelLost(
+            f"the lane ended where {expected} expected",
+            hint="the peer has hung up: its own error says why",
+            place=self.place,
+        )
+
     def receive_header(self) -> bool:
         """Receive the header of a packet; False at the end of the lane. Raises ChannelLost in the middle."""
+        if self._ahead:
+            self._ahead = False
+            return True
         return self._fill(self._header, may_end=True)
 
     def parse(self) -> Packet:
@@ -194,23 +214,32 @@ class _Lane:
         sink.arriving(packet.block, packet.pages)
         if self._codec is not None:
             self._decode(packet, memory, self._codec)
-        elif (run := consecutive(packet.pages)) is not None:
-            self._fill(memory[run.start * PAGE_SIZE : run.stop * PAGE_SIZE].data)
         elif self._recv_vectors is not None:
-            self._scatter(packet.pages, memory)
+            self._scatter(packet, memory.ctypes.data, self._recv_vectors)
         else:
             self._receive_apart(packet.pages, memory)
 
-    def _scatter(self, pages: IndexArray, memory: ByteArray) -> None:
-        assert self._recv_vectors is not None
-        vectors = self._vectors[: len(pages)]
-        vectors[:, 0] = pages.astype(np.uint64) * np.uint64(PAGE_SIZE) + np.uint64(memory.ctypes.data)
-        vectors[:, 1] = PAGE_SIZE
-        self._recv_vectors(vectors)
-        self._received += len(pages) * PAGE_SIZE
+    def _scatter(self, packet: Packet, base: int, receive: Callable[[npt.NDArray[np.uint64]], None]) -> None:
+        """Pages into their places, those in a row as one piece, and the next header, in one call.
+
+        Behind pages there is always another packet, a SYNC at least; behind a SYNC there need not be.
+        """
+        pages, run = packet.pages, consecutive(packet.pages)
+        count = len(pages) if run is None else 1
+        if run is None:
+            self._vectors[:count, 0] = pages.astype(np.uint64) * np.uint64(PAGE_SIZE) + np.uint64(base)
+            self._vectors[:count, 1] = PAGE_SIZE
+        else:
+            self._vectors[0] = base + run.start * PAGE_SIZE, len(pages) * PAGE_SIZE
+        if not packet.sync:
+            self._vectors[count] = self._header_address, HEADER_SIZE
+            count += 1
+        receive(self._vectors[:count])
+        self._ahead = not packet.sync
+        self._received += len(pages) * PAGE_SIZE + HEADER_SIZE * self._ahead
 
     def _receive_apart(self, pages: IndexArray, memory: ByteArray) -> None:
-        """Pages in a few runs are received in their places, others in a room of their own first."""
+        """Pages in few runs are received in their places, others in a room of their own first."""
         breaks = np.flatnonzero(pages[1:] != pages[:-1] + 1) + 1
         if len(breaks) < FEW:
             for run in np.split(pages, breaks):
@@ -252,10 +281,7 @@ class _Lane:
             if count == 0:
                 if may_end and not have:
                     return False
-                raise ChannelLost(
-                    f"the lane ended where at least {len(buffer) - have} more bytes were expected",
-                    hint="the peer has hung up: its own error says why",
-                )
+                raise self.lost(f"at least {len(buffer) - have} more bytes were")
             have += count
             self._received += count
         return True

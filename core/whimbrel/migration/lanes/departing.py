@@ -13,11 +13,12 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 import attrs
 import numpy as np
+import numpy.typing as npt
 
 from whimbrel.abc import ByteArray, Channel, Codec, GatheringChannel, IndexArray
 from whimbrel.errors import MigrationError, Place
@@ -29,6 +30,7 @@ from whimbrel.wire.multifd import HEADER_SIZE, PAGES_MAX, LaneMode
 from whimbrel.wire.ram import PAGE_SIZE, as_slice
 
 QUEUED: Final = 32  # packets that wait at most, 16 MiB: two batches of whoever finds them
+AT_ONCE: Final = 4  # packets that a lane takes and sends together, where there is enough for all lanes
 
 
 @attrs.frozen(eq=False)
@@ -64,7 +66,11 @@ class Departing:
         self.failure: MigrationError | None = None
         """Why a lane has failed, if one has."""
         self._mode, self._on_failure = mode, on_failure
-        self._changed = threading.Condition()
+        # One lock; who waits for what is woken by itself, for each waking costs as much as a packet.
+        self._lock = threading.Lock()
+        self._work = threading.Condition(self._lock)  # lanes: something to send, or to end for
+        self._room = threading.Condition(self._lock)  # who fills the queue: room, or a failure
+        self._idle = threading.Condition(self._lock)  # who drains it: nothing left, or a failure
         self._jobs: deque[_Job] = deque()
         self._division = 0
         self._closed = False
@@ -104,19 +110,19 @@ class Departing:
             self._queue(jobs[first : first + QUEUED])
 
     def _queue(self, jobs: list[_Job]) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._over or len(self._jobs) < QUEUED)
+        with self._lock:
+            self._room.wait_for(lambda: self._over or len(self._jobs) < QUEUED)
             self.check()
             self._jobs.extend(jobs)
             self._waiting += sum(job.expected for job in jobs)
-            self._changed.notify_all()
+            self._work.notify(len(jobs))
 
     def sync(self) -> None:
         """Divide what is before from what is behind; returns at once."""
-        with self._changed:
+        with self._lock:
             self.check()
             self._division += 1
-            self._changed.notify_all()
+            self._work.notify_all()
 
     # ----------------------------------------------------------------------------------- what the engine calls
 
@@ -128,7 +134,7 @@ class Departing:
     @property
     def committed(self) -> int:
         """Bytes that have gone or will, as far as is known. Any thread."""
-        with self._changed:
+        with self._lock:
             return self._sent + self._waiting
 
     def check(self) -> None:
@@ -138,17 +144,15 @@ class Departing:
 
     def drain(self) -> None:
         """Wait until everything queued, and every SYNC, has gone. Raises ChannelError."""
-        with self._changed:
-            self._changed.wait_for(
-                lambda: self._over or (not self._jobs and not self._busy and min(self._synced) == self._division)
-            )
+        with self._lock:
+            self._idle.wait_for(lambda: self._over or self._drained)
             self.check()
 
     def close(self) -> None:
         """End all lanes, and wait for their threads. The channels are closed; twice is fine. Raises nothing."""
-        with self._changed:
+        with self._lock:
             self._closed = True
-            self._changed.notify_all()
+            self._wake_all()
         for lane in self._lanes:
             quietly(lane.channel.close, "closing a lane")
         for thread in self._threads:
@@ -159,30 +163,44 @@ class Departing:
     def _over(self) -> bool:
         return self._closed or self.failure is not None
 
+    @property
+    def _drained(self) -> bool:
+        return not self._jobs and not self._busy and min(self._synced) == self._division
+
+    def _wake_all(self) -> None:
+        for condition in (self._work, self._room, self._idle):
+            condition.notify_all()
+
     # ---------------------------------------------------------------------------------------- a lane's thread
 
     def _run(self, lane: _Lane) -> None:
         try:
             while (step := self._next(lane)) is not None:
-                self._do(lane, step)
+                if isinstance(step, int):
+                    self._say_sync(lane, step)
+                else:
+                    self._send(lane, step)
         except MigrationError as exc:
             self._fail(exc.at(lane.place))
         except BaseException as exc:  # noqa: BLE001 - a codec's or our own bug must not leave the migration waiting
             self._fail(unexpected(exc).at(lane.place))
 
-    def _next(self, lane: _Lane) -> _Job | int | None:
-        """The next packet, or the division that is due to be said, or None at the end."""
-        with self._changed:
-            while True:
-                self._changed.wait_for(lambda: self._over or self._due(lane) or self._may_take(lane))
-                if self._over:
-                    return None
-                if self._may_take(lane):
-                    self._busy += 1
-                    job = self._jobs.popleft()
-                    self._changed.notify_all()
-                    return job
+    def _next(self, lane: _Lane) -> list[_Job] | int | None:
+        """The next packets, or the division that is due to be said, or None at the end."""
+        with self._lock:
+            self._work.wait_for(lambda: self._over or self._may_take(lane) or self._due(lane))
+            if self._over:
+                return None
+            if not self._may_take(lane):
                 return self._synced[lane.number] + 1
+            self._busy += 1
+            jobs = [self._jobs.popleft()]
+            most = min(AT_ONCE, len(self._jobs) // len(self._lanes))
+            while len(jobs) < most and self._may_take(lane):
+                jobs.append(self._jobs.popleft())
+            if len(self._jobs) < QUEUED // 2:
+                self._room.notify()
+            return jobs
 
     def _may_take(self, lane: _Lane) -> bool:
         return bool(self._jobs) and self._jobs[0].division == self._synced[lane.number]
@@ -192,28 +210,31 @@ class Departing:
         mine = self._synced[lane.number]
         return mine < (self._jobs[0].division if self._jobs else self._division)
 
-    def _do(self, lane: _Lane, step: _Job | int) -> None:
-        number = next(self._numbers)
-        if isinstance(step, int):
-            size = lane.sync(number)
-            with self._changed:
-                self._sent += size
-                self._synced[lane.number] = step
-                self._changed.notify_all()
-            return
-        size = lane.send(number, step)
-        with self._changed:
+    def _say_sync(self, lane: _Lane, division: int) -> None:
+        size = lane.sync(next(self._numbers))
+        with self._lock:
+            self._sent += size
+            self._synced[lane.number] = division
+            self._tell_if_idle()
+
+    def _send(self, lane: _Lane, jobs: list[_Job]) -> None:
+        size = lane.send(self._numbers, jobs)
+        with self._lock:
             self._busy -= 1
             self._sent += size
-            self._waiting -= step.expected
-            self._changed.notify_all()
+            self._waiting -= sum(job.expected for job in jobs)
+            self._tell_if_idle()
+
+    def _tell_if_idle(self) -> None:
+        if self._drained:
+            self._idle.notify_all()
 
     def _fail(self, failure: MigrationError) -> None:
-        with self._changed:
+        with self._lock:
             if self._over:
                 return
             self.failure = failure
-            self._changed.notify_all()
+            self._wake_all()
         self._on_failure()
 
 
@@ -225,12 +246,10 @@ class _Lane:
         self._bits = method.bits
         self._codec: Codec | None = method.new_codec()
         self._send_vectors = channel.send_gathered if isinstance(channel, GatheringChannel) else None
-        self._stage = multifd.PacketStage()
-        self._vectors = np.empty((1 + PAGES_MAX, 2), np.uint64)
-        self._vectors[0] = self._stage.header.ctypes.data, HEADER_SIZE
-        self._head = tuple(self._vectors[0].tolist())
+        self._stages = [multifd.PacketStage() for _ in range(AT_ONCE)]
+        self._vectors = np.empty((AT_ONCE * (1 + PAGES_MAX), 2), np.uint64)
         self._copy: ByteArray | None = None
-        self._sent = 0
+        self._sent = multifd.INIT_SIZE
 
     @property
     def place(self) -> Place:
@@ -239,80 +258,83 @@ class _Lane:
 
     def sync(self, number: int) -> int:
         """Say SYNC; returns the bytes sent."""
-        self._stage.sync(number)
-        self.channel.send(self._stage.header.data)
+        self._stages[0].sync(number)
+        self.channel.send(self._stages[0].header.data)
         self._sent += HEADER_SIZE
         return HEADER_SIZE
 
-    def send(self, number: int, job: _Job) -> int:
-        """Make a packet and send it; returns its bytes. Raises ChannelError, and what a codec raises."""
+    def send(self, numbers: Iterator[int], jobs: list[_Job]) -> int:
+        """Make packets and send them; returns their bytes. Raises ChannelError, and what a codec raises."""
+        number = next(numbers)
         try:
-            size = self._send(number, job)
+            if self._codec is None and self._send_vectors is not None:
+                size = self._send_gathered(number, numbers, jobs, self._send_vectors)
+            else:
+                size = self._send_copy(number, jobs[0])
+                for job in jobs[1:]:
+                    number = next(numbers)
+                    size += self._send_copy(number, job)
         except MigrationError as exc:
-            raise exc.at(Place(section=f"lane {self.number}, packet {number}", block=job.block)) from exc.__cause__
+            place = Place(section=f"lane {self.number}, packet {number}", block=jobs[0].block)
+            raise exc.at(place) from exc.__cause__
         self._sent += size
         return size
 
-    def _send(self, number: int, job: _Job) -> int:
-        pages = job.pages
-        if self._codec is not None and len(pages):
-            return self._send_encoded(number, job, self._codec)
-        size = len(pages) * PAGE_SIZE
-        self._stage.pages(number, job.block, self._bits, size, pages, job.zeros)
-        if not len(pages):
-            self.channel.send(self._stage.header.data)
-        elif self._send_vectors is None:
-            copy = self._room()
-            copy[:HEADER_SIZE] = self._stage.header
-            copy[HEADER_SIZE : HEADER_SIZE + size].reshape(-1, PAGE_SIZE)[...] = _pages(job)
-            self.channel.send(copy[: HEADER_SIZE + size].data)
-        else:
-            self._send_vectors(self._gathered(job))
-        return HEADER_SIZE + size
+    def _send_gathered(
+        self, number: int, numbers: Iterator[int], jobs: list[_Job], send: Callable[[npt.NDArray[np.uint64]], None]
+    ) -> int:
+        """Headers and pages by address, all in one call."""
+        count = size = 0
+        for stage, job in zip(self._stages, jobs, strict=False):
+            if count:
+                number = next(numbers)
+            pages = job.pages
+            stage.pages(number, job.block, self._bits, len(pages) * PAGE_SIZE, pages, job.zeros)
+            self._vectors[count] = stage.address, HEADER_SIZE
+            count += 1
+            if len(pages):
+                count = self._add_pages(count, job.memory.ctypes.data, pages)
+            size += job.expected
+        send(self._vectors[:count])
+        return size
 
-    def _gathered(self, job: _Job) -> np.ndarray[tuple[int, ...], np.dtype[np.uint64]]:
-        """The header and the pages by address; pages in a row are one piece."""
-        vectors, base = self._vectors, job.memory.ctypes.data
-        vectors[0] = self._head
-        run = as_slice(job.pages)
+    def _add_pages(self, count: int, base: int, pages: IndexArray) -> int:
+        """Pages by address, those in a row as one piece; returns how many pieces there are then."""
+        run = as_slice(pages)
         if run is not None:
-            vectors[1] = base + run.start * PAGE_SIZE, (run.stop - run.start) * PAGE_SIZE
-            return vectors[:2]
-        stop = 1 + len(job.pages)
-        vectors[1:stop, 0] = job.pages.astype(np.uint64) * np.uint64(PAGE_SIZE) + np.uint64(base)
-        vectors[1:stop, 1] = PAGE_SIZE
-        return vectors[:stop]
+            self._vectors[count] = base + run.start * PAGE_SIZE, len(pages) * PAGE_SIZE
+            return count + 1
+        stop = count + len(pages)
+        self._vectors[count:stop, 0] = pages.astype(np.uint64) * np.uint64(PAGE_SIZE) + np.uint64(base)
+        self._vectors[count:stop, 1] = PAGE_SIZE
+        return stop
 
-    def _send_encoded(self, number: int, job: _Job, codec: Codec) -> int:
-        count = len(job.pages)
-        copy = self._room()[HEADER_SIZE : HEADER_SIZE + count * PAGE_SIZE].reshape(count, PAGE_SIZE)
-        copy[...] = _pages(job)
-        payload = codec.encode(copy)
+    def _send_copy(self, number: int, job: _Job) -> int:
+        """A copy of the pages, encoded or as it is."""
+        stage, count = self._stages[0], len(job.pages)
+        if not count:
+            stage.pages(number, job.block, self._bits, 0, job.pages, job.zeros)
+            self.channel.send(stage.header.data)
+            return HEADER_SIZE
+        if self._copy is None:
+            self._copy = np.empty((PAGES_MAX, PAGE_SIZE), np.uint8)
+        run, copy = as_slice(job.pages), self._copy[:count]
+        copy[...] = job.memory.reshape(-1, PAGE_SIZE)[job.pages if run is None else run]
+        payload = copy.reshape(-1) if self._codec is None else np.frombuffer(self._codec.encode(copy), np.uint8)
         if len(payload) > multifd.PAYLOAD_MAX:
             raise MigrationError(
                 f"the codec made {len(payload)} bytes of {count} pages, at most {multifd.PAYLOAD_MAX} may follow"
             )
-        self._stage.pages(number, job.block, self._bits, len(payload), job.pages, job.zeros)
+        stage.pages(number, job.block, self._bits, len(payload), job.pages, job.zeros)
         if self._send_vectors is None:
-            self.channel.send(self._stage.header.data)
-            self.channel.send(payload)
+            self.channel.send(stage.header.data)
+            self.channel.send(payload.data)
         else:
-            self._vectors[0] = self._head
-            self._vectors[1] = np.frombuffer(payload, np.uint8).ctypes.data, len(payload)
+            self._vectors[0] = stage.address, HEADER_SIZE
+            self._vectors[1] = payload.ctypes.data, len(payload)
             self._send_vectors(self._vectors[:2])
         return HEADER_SIZE + len(payload)
-
-    def _room(self) -> ByteArray:
-        if self._copy is None:
-            self._copy = np.empty(HEADER_SIZE + PAGES_MAX * PAGE_SIZE, np.uint8)
-        return self._copy
 
 
 def _parts(indices: IndexArray) -> list[IndexArray]:
     return [indices[first : first + PAGES_MAX] for first in range(0, len(indices), PAGES_MAX)]
-
-
-def _pages(job: _Job) -> ByteArray:
-    run = as_slice(job.pages)
-    pages: ByteArray = job.memory.reshape(-1, PAGE_SIZE)[job.pages if run is None else run]
-    return pages

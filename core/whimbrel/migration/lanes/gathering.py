@@ -8,15 +8,18 @@ and says nothing keeps nobody waiting; he is hung up on at the end.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from typing import Final
+from typing import Final, Self
 
 import attrs
 
 from whimbrel.abc import Channel, Listener, Patience
 from whimbrel.errors import ChannelClosed, ChannelError, ConnectError, MigrationError, Place, StreamError
 from whimbrel.migration.attempt import unexpected
+from whimbrel.migration.lanes.bundle import Bundle
+from whimbrel.migration.lanes.method import Method
 from whimbrel.migration.quietly import quietly
+from whimbrel.plugins import PluginManager
+from whimbrel.settings import Settings
 from whimbrel.wire import multifd, skeleton
 from whimbrel.wire.primitives import U32
 
@@ -26,11 +29,54 @@ STRANGERS: Final = 16  # connections that may say nothing meanwhile
 
 @attrs.frozen(eq=False)
 class Gathered:
-    """All connections of one source. `head` are the bytes of `main` that were read already."""
+    """All connections of one source. `head` are the bytes of `main` that were read already.
+
+    `method` is what the lanes are to encode with; None if there are none.
+    """
 
     main: Channel
-    head: bytes
-    lanes: tuple[Channel, ...]
+    head: bytes = b""
+    lanes: tuple[Channel, ...] = ()
+    method: Method | None = None
+
+    def bundle(self) -> Bundle:
+        """All of them, to be closed as one."""
+        bundle = Bundle(self.main)
+        for lane in self.lanes:
+            bundle.add(lane)
+        return bundle
+
+
+@attrs.frozen
+class Expected:
+    """How many lanes a source will have, and what they encode with."""
+
+    lanes: int
+    method: Method
+
+    @classmethod
+    def of(cls, settings: Settings, plugins: PluginManager) -> Self | None:
+        """As these settings say, None without multifd. Raises ConfigError for a method that there is not."""
+        if not settings.capabilities.multifd:
+            return None
+        parameters = settings.parameters
+        return cls(parameters.multifd_channels, Method.of(parameters, plugins))
+
+
+def accept(
+    listener: Listener, patience: Patience, expected: Expected | None, *, uuid: bytes | None, seconds: float
+) -> Gathered:
+    """Wait for one source, as `Gathering` does, and close the listener; without lanes the first that connects is it.
+
+    Raises as `Gathering.run` and `Listener.accept`.
+    """
+    if expected is not None:
+        gathering = Gathering(listener, patience, lanes=expected.lanes, uuid=uuid, seconds=seconds)
+        return attrs.evolve(gathering.run(), method=expected.method)
+    try:
+        return Gathered(listener.accept(patience))
+    finally:
+        quietly(listener.close, "closing the listener")
 
 
 class Gathering:
@@ -53,13 +99,10 @@ class Gathering:
         self._came: list[Channel] = []
         self._readers: list[threading.Thread] = []
 
-    def run(self, on_first: Callable[[Channel], object] = lambda _: None) -> Gathered:
-        """Wait for all of them. Raises StreamError, ChannelError and MigrationCancelled; all are closed then.
-
-        `on_first` is called with the first that connects, on this thread.
-        """
+    def run(self) -> Gathered:
+        """Wait for all of them. Raises StreamError, ChannelError and MigrationCancelled; all are closed then."""
         try:
-            self._accept(on_first)
+            self._accept()
         except ChannelClosed:
             if not self._over:
                 raise
@@ -71,7 +114,7 @@ class Gathering:
         main, head = self._main
         return Gathered(main, head, tuple(lane for lane in self._lanes if lane is not None))
 
-    def _accept(self, on_first: Callable[[Channel], object]) -> None:
+    def _accept(self) -> None:
         patience = self._patience
         while not self._over:
             try:
@@ -80,7 +123,6 @@ class Gathering:
                 raise (self._too_few() if self._came and patience.remaining() <= 0 else exc) from exc
             self._came.append(channel)
             if len(self._came) == 1:
-                on_first(channel)
                 patience = Patience(self._seconds, self._patience.cancelled)
             if len(self._came) > len(self._lanes) + 1 + STRANGERS:
                 raise StreamError(f"{len(self._came)} connections came, expected {len(self._lanes) + 1}")

@@ -30,15 +30,8 @@ class Method:
     def of(cls, parameters: Parameters, plugins: PluginManager) -> Self:
         """What these parameters name. Raises ConfigError for what no lane can use, and for what there is not."""
         name = parameters.multifd_compression
-        if name == NONE:
-            return cls()
-        try:
-            spec = plugins.codec(name)
-        except UnknownNameError as exc:
-            raise _refused(name, f"{exc.message}; {exc.hint}") from exc
-        if spec.create_for_lane is None:
-            raise _refused(name, "that codec has nothing for lanes")
-        return cls(name, spec, parameters.as_dict())
+        spec = check_method(name, plugins)
+        return cls() if spec is None else cls(name, spec, parameters.as_dict())
 
     @property
     def bits(self) -> int:
@@ -66,7 +59,20 @@ class Method:
         return self.spec.create_for_lane(self.parameters)
 
 
-def check_announced(capabilities: Sequence[str], ours: Method | None) -> list[str]:
+def check_method(name: str, plugins: PluginManager) -> CodecSpec | None:
+    """The codec that `multifd-compression` names, None for none. Raises ConfigError for what no lane can use."""
+    if name == NONE:
+        return None
+    try:
+        spec = plugins.codec(name)
+    except UnknownNameError as exc:
+        raise _refused(name, f"{exc.message}; {exc.hint}") from exc
+    if spec.create_for_lane is None:
+        raise _refused(name, "that codec has nothing for lanes")
+    return spec
+
+
+def check_announced(capabilities: Sequence[str], ours: Method | None) -> tuple[str, ...]:
     """The capabilities in a configuration that say nothing of lanes.
 
     Raises IncompatibleError if those that do are not what lanes are to encode with here.
@@ -79,7 +85,7 @@ def check_announced(capabilities: Sequence[str], ours: Method | None) -> list[st
         raise IncompatibleError(
             f"the source {there}, and it {here}", hint="multifd-compression must be the same at both ends"
         )
-    return [name for name in capabilities if not name.startswith(CAPABILITY)]
+    return tuple(name for name in capabilities if not name.startswith(CAPABILITY))
 
 
 def _refused(name: str, hint: str) -> ConfigError:

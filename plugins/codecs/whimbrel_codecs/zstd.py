@@ -1,0 +1,111 @@
+"""`zstd`: the pages of a lane as one Zstandard stream (RFC 8878), flushed behind each packet.
+
+Wire format, section 5.4. Frames may end between packets: there are sources that make one of each.
+"""
+
+from __future__ import annotations
+
+from typing import IO, TYPE_CHECKING, Final, cast
+
+import zstandard
+
+from whimbrel.abc import ByteArray, Codec, CodecSpec
+from whimbrel.errors import StreamError
+from whimbrel.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from typing_extensions import Buffer
+
+__all__ = ["ZstdLaneCodec", "whimbrel_codecs"]
+
+LEVEL: Final = 1  # QEMU's default for multifd-zstd-level
+MOST: Final = 20  # of levels: higher ones want a larger window
+WINDOW: Final = 32 << 20  # bytes that a peer may make us remember, for each lane; what level 20 wants
+_AT_ONCE: Final = 1 << 20  # bytes that are read at once, which is more than a packet has
+
+
+@hookimpl
+def whimbrel_codecs() -> Sequence[CodecSpec]:
+    """Offer `zstd`."""
+    return [
+        CodecSpec(
+            name="zstd",
+            summary="pages as a Zstandard stream, for multifd",
+            create=ZstdLaneCodec,
+            create_for_lane=_for_lane,
+        )
+    ]
+
+
+def _for_lane(parameters: Mapping[str, object]) -> Codec:
+    level = parameters.get("multifd-zstd-level")
+    return ZstdLaneCodec(level if isinstance(level, int) else LEVEL)
+
+
+class ZstdLaneCodec(Codec):
+    """One Zstandard stream for all batches, in their order; one thread. `level` is 1 (quick) to 20 (small), 0 for 3.
+
+    One instance encodes or decodes, not both. After an error it is of no more use.
+    """
+
+    def __init__(self, level: int = LEVEL) -> None:
+        compressor = zstandard.ZstdCompressor(level=min(level, MOST), write_checksum=False, write_content_size=False)
+        self._out = compressor.compressobj()
+        self._packet = _Packet()
+        # A reader makes no more than it is asked for, whatever a frame says of its size.
+        self._in = zstandard.ZstdDecompressor(max_window_size=WINDOW).stream_reader(
+            cast("IO[bytes]", self._packet), read_size=_AT_ONCE, read_across_frames=True
+        )
+
+    def encode(self, pages: ByteArray) -> bytes:
+        """Encode `pages` (C-contiguous, any shape) as the stream's next part, up to a flush."""
+        flush = zstandard.COMPRESSOBJ_FLUSH_BLOCK
+        encoded: bytes = self._out.compress(pages.reshape(-1).data) + self._out.flush(flush)
+        return encoded
+
+    def decode(self, data: Buffer, into: ByteArray) -> None:
+        """Decode the stream's next part to exactly `into.nbytes` bytes; `into` is C-contiguous.
+
+        Raises StreamError for anything else; a part of `into` may have changed then. At most one byte more than
+        `into.nbytes` is ever made.
+        """
+        flat = into.reshape(-1)
+        have = 0
+        self._packet.data = bytes(data)
+        try:
+            while have < len(flat):
+                have += self._in.readinto(flat[have:])
+        except _Dry:
+            raise StreamError(f"a packet decodes to fewer than the {into.nbytes} bytes of its pages") from None
+        except zstandard.ZstdError as exc:
+            raise StreamError(f"a packet does not go on with its lane's Zstandard stream: {exc}") from exc
+        self._expect_end(into.nbytes)
+
+    def _expect_end(self, size: int) -> None:
+        try:
+            more = self._in.read(1)
+        except _Dry:
+            return
+        except zstandard.ZstdError as exc:
+            raise StreamError(f"a packet does not go on with its lane's Zstandard stream: {exc}") from exc
+        assert more, "a packet is never the end of what is read from"
+        raise StreamError(f"a packet decodes to more than the {size} bytes of its pages")
+
+
+class _Dry(Exception):
+    """All of a packet has been read: there is no more yet, which is not the end."""
+
+
+class _Packet:
+    """What the reader reads from: one packet after the other."""
+
+    def __init__(self) -> None:
+        self.data = b""
+
+    def read(self, size: int) -> bytes:
+        if not self.data:
+            raise _Dry
+        data, self.data = self.data[:size], self.data[size:]
+        return data
