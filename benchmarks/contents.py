@@ -6,6 +6,7 @@ long as writing.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from typing import Final
 
@@ -27,11 +28,17 @@ def fill(memory: npt.NDArray[np.uint8], content: str) -> None:
     if content == "touched":
         memory[:] = 0
         return
+    for offset, piece in pieces(len(memory), content):
+        memory[offset : offset + len(piece)] = piece
+
+
+def pieces(size: int, content: str) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
+    """`size` bytes of random pages, or of compressible ones, in pieces, each with its offset; valid until the next."""
     piece = _piece(content)
-    words = memory.view(np.uint64)
-    for number, start in enumerate(range(0, len(words), len(piece))):
-        part = words[start : start + len(piece)]
-        np.add(piece[: len(part)], np.uint64(number), out=part)
+    room = np.empty_like(piece)
+    for number, offset in enumerate(range(0, size, PIECE)):
+        np.add(piece, np.uint64(number), out=room)
+        yield offset, room.view(np.uint8)[: size - offset]
 
 
 @cache

@@ -1,30 +1,31 @@
 """QEMU's side of a comparison: a machine moves from one QEMU (TCG) to another over loopback TCP.
 
-The source's memory is a memfd that both it and we have mapped: it is filled from outside while the guest stands still,
-the guest is told through it what to do, and its progress is read from it. All of it is mapped by the QEMU beforehand,
-as that of a guest that has run for a while is. The destination's memory is its own.
+Memory is what a QEMU takes by itself: anonymous, in huge pages where the system lets it. The source has touched all of
+its own beforehand, as one whose guest has run for a while has. It is filled from outside while the guest stands still
+(`Memory`), the guest is told through it what to do, and its progress is read from it.
 """
 
 from __future__ import annotations
 
-import mmap
+import os
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
-import numpy as np
 from tests.qemu import peer
 from tests.qemu.peer import Qemu
 from tests.qemu.qmp import Qmp, QmpError
 
-from benchmarks.contents import fill
+from benchmarks.contents import pieces
 from benchmarks.guests import Steering, writer
 from benchmarks.warming import check_room, prepare
 from benchmarks.watching import Meter
-from benchmarks.work import Run, RunFailed, Work
+from benchmarks.work import Pattern, Run, RunFailed, Work
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 WITHOUT_LIMIT: Final = 1 << 40  # bytes per second
 FAILURES: Final = (OSError, EOFError, QmpError, AssertionError)
@@ -85,11 +86,39 @@ def _measure(work: Work, source: Source, destination: Qemu) -> Run:
     )
 
 
+class Memory:
+    """The RAM of a QEMU, by the guest's addresses up to where a PC's has its hole, and by offsets all of it.
+
+    It is read and written in the process that has it (proc(5), /proc/PID/mem), which the parent of a process may do.
+    """
+
+    def __init__(self, qemu: Qemu) -> None:
+        said = qemu.execute("human-monitor-command", command_line="gpa2hva 0")
+        self._start = int(said.strip().rpartition(" ")[2], 16)
+        self._fd = os.open(f"/proc/{qemu.process.pid}/mem", os.O_RDWR | os.O_CLOEXEC)
+
+    def read(self, address: int, size: int) -> bytes:
+        """What is there."""
+        return os.pread(self._fd, size, self._start + address)
+
+    def write(self, address: int, data: Buffer) -> None:
+        """Put something there."""
+        view = memoryview(data).cast("B")
+        done = 0
+        while done < len(view):
+            done += os.pwrite(self._fd, view[done:], self._start + address + done)
+
+    def close(self) -> None:
+        """Let go of it."""
+        os.close(self._fd)
+
+
 class Source:
     """A QEMU with its memory filled, whose guest does what it is to do. A context manager."""
 
     def __init__(self, work: Work) -> None:
         self._work = work
+        self._memory: Memory | None = None
         self._steering: Steering | None = None
 
     def pages(self) -> int:
@@ -107,35 +136,33 @@ class Source:
 
     def __enter__(self) -> Self:
         work = self._work
-        anonymous = work.content in {"none", "touched"}  # a hole in a memfd would be filled by whoever reads it
-        kind = "memory-backend-ram" if anonymous else "memory-backend-memfd"
-        backend = f"{kind},id=m,size={work.mib}M,prealloc={'off' if work.content == 'none' else 'on'}"
-        if not anonymous:
-            backend += ",share=on"
+        prealloc = "off" if work.content == "none" else "on"
+        backend = f"memory-backend-ram,id=m,size={work.mib}M,prealloc={prealloc}"
         guest = writer() if work.pattern is not None else None
         extra = ("-object", backend)
         self.qemu = Qemu(work.mib, machine="pc,memory-backend=m", guest=guest, stopped=True, extra=extra)
         try:
-            if not anonymous:
-                self._fill()
+            self._memory = Memory(self.qemu)
+            if work.content not in {"none", "touched"}:
+                for offset, piece in pieces(work.size, work.content):
+                    self._memory.write(offset, piece.data)
+            if work.pattern is not None:
+                self._start(work.pattern)
         except BaseException:
-            self.qemu.close()
+            self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
         self.qemu.close()
+        if self._memory is not None:
+            self._memory.close()
 
-    def _fill(self) -> None:
-        with _memory_of(self.qemu).open("r+b") as file:
-            memory = np.frombuffer(mmap.mmap(file.fileno(), self._work.size), np.uint8)
-        fill(memory, self._work.content)
-        pattern = self._work.pattern
-        if pattern is None:
-            return
+    def _start(self, pattern: Pattern) -> None:
+        assert self._memory is not None
         self.qemu.execute("cont")
         self.qemu.wait_started()
-        self._steering = Steering(memory)
+        self._steering = Steering(self._memory)
         if pattern.working_set:
             self._steering.begin(pattern)
 
@@ -183,12 +210,3 @@ def _cancelling(qemu: Qemu, seconds: float) -> Iterator[None]:
 
 def _cancel(monitor: Qmp) -> None:
     monitor.execute("migrate_cancel")
-
-
-def _memory_of(qemu: Qemu) -> Path:
-    """The memfd that is the memory of `qemu`."""
-    folder = Path(f"/proc/{qemu.process.pid}/fd")
-    for link in folder.iterdir():
-        if "memory-backend-memfd" in str(link.readlink()):
-            return link
-    raise RunFailed("QEMU: its memory is no memfd")

@@ -7,16 +7,19 @@ The bytes are beside the source, as hexadecimal text, so that nobody needs an as
 
 from __future__ import annotations
 
+import struct
 import time
 from pathlib import Path
-from typing import Final
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Final, Protocol
 
 from benchmarks.work import LOW, PAGE, Pattern
 
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
 PARAMETERS: Final = 0x9000
+TICKS: Final = PARAMETERS + 24
+DONE: Final = PARAMETERS + 32
 BATCH: Final = 32  # pages
 SLACK: Final = 0.05  # seconds' worth of writes that are made up for
 CALIBRATION: Final = 0.1  # seconds
@@ -27,12 +30,21 @@ def writer() -> bytes:
     return bytes.fromhex((Path(__file__).parent / "writer.hex").read_text())
 
 
-class Steering:
-    """What a `writer` is told, and tells, through its memory: `memory` is that of the guest, from address 0 on."""
+class Memory(Protocol):
+    """The memory of a guest, by its own addresses."""
 
-    def __init__(self, memory: npt.NDArray[np.uint8]) -> None:
-        self._words = memory[PARAMETERS : PARAMETERS + 24].view("<u4")
-        self._counts = memory[PARAMETERS + 24 : PARAMETERS + 40].view("<u8")
+    def read(self, address: int, size: int) -> bytes:
+        """What is there."""
+
+    def write(self, address: int, data: Buffer) -> None:
+        """Put something there."""
+
+
+class Steering:
+    """What a `writer` is told, and tells, through its memory."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
 
     def begin(self, pattern: Pattern) -> None:
         """Let a guest that waits begin with its work."""
@@ -41,12 +53,13 @@ class Steering:
             ticks = self._ticks_per_second()
             period, slack = int(ticks * BATCH * PAGE / pattern.rate), int(ticks * SLACK)
         stride = PAGE // pattern.words
-        self._words[1:] = [LOW + pattern.working_set, pattern.words, stride, period, slack]
-        self._words[0] = 1
+        told = struct.pack("<5I", LOW + pattern.working_set, pattern.words, stride, period, slack)
+        self._memory.write(PARAMETERS + 4, told)
+        self._memory.write(PARAMETERS, struct.pack("<I", 1))
 
     def pages(self) -> int:
         """Pages that the guest has written so far."""
-        return int(self._counts[1])
+        return self._count(DONE)
 
     def _ticks_per_second(self) -> float:
         """How fast the guest's time-stamp counter goes, which it stores a thousand times a second."""
@@ -58,7 +71,10 @@ class Steering:
         return (last - first) / (ended - began)
 
     def _next_tick(self) -> tuple[int, float]:
-        before = int(self._counts[0])
-        while (now := int(self._counts[0])) == before:
+        before = self._count(TICKS)
+        while (now := self._count(TICKS)) == before:
             time.sleep(0.0001)
         return now, time.perf_counter()
+
+    def _count(self, address: int) -> int:
+        return int.from_bytes(self._memory.read(address, 8), "little")
