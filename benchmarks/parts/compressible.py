@@ -17,11 +17,11 @@ LANES: Final = 2
 def measure(bench: Bench) -> list[Figure]:
     """256 MiB of compressible pages over two lanes with zlib and with zstd, both at level 1."""
     mib = bench.mib(MIB_OF_RAM)
-    works = {name: Work(mib=mib, content="words", lanes=LANES, compression=name) for name in ("none", "zlib", "zstd")}
+    works = {name: Work(mib=mib, content="words", lanes=LANES, compression=name) for name in ("zlib", "zstd")}
     figures = []
     for name, both in bench.both(works).items():
         where = {"compression": name}
-        label = f"two lanes, {'plain' if name == 'none' else name}"
+        label = f"two lanes, {name}"
         figures += [
             both.speed(label, where={"quantity": "speed", **where}),
             _sent(both, label, {"quantity": "sent", **where}),

@@ -9,7 +9,7 @@ from benchmarks.measuring import Bench, Figure
 from benchmarks.work import MIB, UNLIMITED, Pattern, Work
 
 MIB_OF_RAM: Final = 128
-WORKING_SETS: Final = (8, 32, 63)  # MiB
+WORKING_SETS: Final = (8, 63)  # MiB
 RATES: Final = (16, 256)  # MiB/s
 CAPS: Final = (128, UNLIMITED)  # MiB/s
 BOUND: Final = 6.0  # seconds: all of RAM has gone four times through the narrowest link by then
