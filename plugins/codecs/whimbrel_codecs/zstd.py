@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import IO, TYPE_CHECKING, Final, cast
 
+import numpy as np
 import zstandard
 
 from whimbrel.abc import ByteArray, Codec, CodecSpec
@@ -53,6 +54,7 @@ class ZstdLaneCodec(Codec):
     def __init__(self, level: int = LEVEL) -> None:
         compressor = zstandard.ZstdCompressor(level=min(level, MOST), write_checksum=False, write_content_size=False)
         self._out = compressor.compressobj()
+        self._room: ByteArray = np.empty(0, np.uint8)
         self._packet = _Packet()
         # A reader makes no more than it is asked for, whatever a frame says of its size.
         self._in = zstandard.ZstdDecompressor(max_window_size=WINDOW).stream_reader(
@@ -68,30 +70,27 @@ class ZstdLaneCodec(Codec):
     def decode(self, data: Buffer, into: ByteArray) -> None:
         """Decode the stream's next part to exactly `into.nbytes` bytes; `into` is C-contiguous.
 
-        Raises StreamError for anything else; a part of `into` may have changed then. At most one byte more than
-        `into.nbytes` is ever made.
+        Raises StreamError for anything else; `into` has not changed then. At most one byte more than `into.nbytes` is
+        ever made.
         """
-        flat = into.reshape(-1)
-        have = 0
+        # One byte more than wanted: room that stays empty is what shows that nothing is held back.
+        if len(self._room) <= into.nbytes:
+            self._room = np.empty(into.nbytes + 1, np.uint8)
+        room = self._room[: into.nbytes + 1]
         self._packet.data = bytes(data)
+        have = 0
         try:
-            while have < len(flat):
-                have += self._in.readinto(flat[have:])
+            while have < len(room):
+                have += self._in.readinto1(room[have:])
         except _Dry:
-            raise StreamError(f"a packet decodes to fewer than the {into.nbytes} bytes of its pages") from None
+            pass
         except zstandard.ZstdError as exc:
             raise StreamError(f"a packet does not go on with its lane's Zstandard stream: {exc}") from exc
-        self._expect_end(into.nbytes)
-
-    def _expect_end(self, size: int) -> None:
-        try:
-            more = self._in.read(1)
-        except _Dry:
-            return
-        except zstandard.ZstdError as exc:
-            raise StreamError(f"a packet does not go on with its lane's Zstandard stream: {exc}") from exc
-        assert more, "a packet is never the end of what is read from"
-        raise StreamError(f"a packet decodes to more than the {size} bytes of its pages")
+        if have > into.nbytes:
+            raise StreamError(f"a packet decodes to more than the {into.nbytes} bytes of its pages")
+        if have < into.nbytes:
+            raise StreamError(f"a packet decodes to {have} bytes, expected {into.nbytes}")
+        into[...] = room[:have].reshape(into.shape)
 
 
 class _Dry(Exception):

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whimbrel.errors import StreamError
-from whimbrel_codecs.zlib import ZlibCodec
+from whimbrel.testing.codecs import LaneCodecConformance
+from whimbrel_codecs.zlib import ZlibCodec, ZlibLaneCodec, whimbrel_codecs
 
 PAGE = 4096
 RNG = np.random.default_rng(5)
@@ -146,3 +147,40 @@ def test_damaged_streams_are_refused_or_give_the_page(at, bit, name):
         assert (into == 0xEE).all()
     else:
         assert (into == PAGES[name]).all(), "the checksum lets nothing else through"
+
+
+# ------------------------------------------------------------------------------------------------------------- lanes
+
+
+class TestLane(LaneCodecConformance):
+    def make(self):
+        return ZlibLaneCodec()
+
+
+def test_a_lane_is_one_stream_with_a_flush_behind_each_packet():
+    codec = ZlibLaneCodec()
+    parts = [codec.encode(page.reshape(1, PAGE)) for page in PAGES.values()]
+    assert all(part.endswith(b"\0\0\xff\xff") for part in parts)
+    somebody_elses = zlib.decompressobj()
+    for part, page in zip(parts, PAGES.values(), strict=True):
+        assert somebody_elses.decompress(part) == page.tobytes()
+    assert not somebody_elses.eof
+
+
+def test_a_lane_whose_stream_ends():
+    for data in (zlib.compress(PAGES["text"].tobytes()), zlib.compress(PAGES["text"].tobytes()) + b"more"):
+        with pytest.raises(StreamError, match="the zlib stream of a lane ends"):
+            ZlibLaneCodec().decode(data, np.zeros(PAGE, np.uint8))
+
+
+def test_a_lane_takes_its_level_from_the_parameters():
+    (spec,) = whimbrel_codecs()
+    words = RNG.integers(0, 256, (30, 32), np.uint8)
+    pages = words[RNG.integers(0, 30, 4 * PAGE // 32)].reshape(4, PAGE)
+
+    def size(level):
+        return len(spec.create_for_lane({"multifd-zlib-level": level}).encode(pages))
+
+    assert size(9) < size(1) < size(0)
+    assert size(10) == size(9), "a QEMU takes it as a setting"
+    assert len(spec.create_for_lane({}).encode(pages)) == size(1)
