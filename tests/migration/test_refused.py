@@ -140,7 +140,9 @@ def test_an_address_that_cannot_be_listened_on_leaves_the_machine_fresh(make_pai
     assert pair.destination.migration is None
 
 
-@pytest.mark.parametrize("capability", ["compress", "postcopy_ram", "dirty_bitmaps", "zero_copy_send", "postcopy_preempt"])
+@pytest.mark.parametrize(
+    "capability", ["compress", "postcopy_ram", "dirty_bitmaps", "zero_copy_send", "postcopy_preempt"]
+)
 def test_capabilities_of_later_are_refused_in_a_sentence(capability):
     settings = Settings()
     with pytest.raises(ConfigError, match="not available in this version of whimbrel yet"):
