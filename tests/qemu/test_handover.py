@@ -27,7 +27,7 @@ from .qmp import PATIENCE
 
 SHORT = 0.2  # seconds after which a side that waits in a black hole gives up
 MESSAGE = 8  # bytes of a PONG, and of a SHUT
-GOES_ON = {"lost", "stream", "cancelled", "handover-timeout"}  # codes that say that the source has not let go
+GOES_ON = {"connect", "lost", "stream", "cancelled", "handover-timeout"}  # codes of a source that has not let go
 
 
 def ping(value: int) -> bytes:
