@@ -6,11 +6,15 @@ The rule that makes it checkable: operation number k is a function of the seed a
 what it adds to each of the record's words), so `replay` can compute at any time, in any process, what the table must
 hold after so many operations. Updates add and never overwrite, so an update that is lost anywhere is never covered up
 by a later one. All that the machine has to carry besides the table is the number of operations: that is its device.
+
+The updates are made on a thread or, with `guest="process"`, in a process of their own (`workload`), which shares the
+machine's RAM and nothing else; so the device looks into RAM then.
 """
 
 from __future__ import annotations
 
 import time
+from enum import IntEnum
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
@@ -48,18 +52,38 @@ _WORD: Final = np.arange(WORDS, dtype=np.int64)
 
 
 def machine(
-    size: int = SIZE, seed: int = SEED, rate: float = RATE, settings: whimbrel.Settings | None = None
+    size: int = SIZE,
+    seed: int = SEED,
+    rate: float = RATE,
+    settings: whimbrel.Settings | None = None,
+    *,
+    guest: str = "thread",
 ) -> whimbrel.Machine:
     """Build the machine: `size` bytes of records, updated at random `rate` times a second (0 for flat out).
 
     Source and destination need the same `size`; what the destination has for a seed is replaced by the source's.
     Raises ConfigError for a size that is no whole number of records. Its `Records` are `records_of(machine)`.
+
+    With `guest` "process" the updates are made in a process of their own, and the counters are in RAM as well, in one
+    more page; both sides need the same. `[backends] memory` must be one that can be shared then.
     """
     built = whimbrel.Machine("records", settings=settings)
-    records = Records(built.ram.array("records", _words(size), "uint64"), seed=seed, rate=rate)
+    table = built.ram.array("records", _words(size), "uint64")
+    counters = built.ram.array("counters", len(Counter), "uint64") if guest == "process" else None
+    records = Records(table, seed=seed, rate=rate, counters=counters)
     built.devices.add("records", records, DESCRIPTION)
-    built.guest = whimbrel.LoopGuest(records.step, power_on=records.fill)
+    if guest == "process":
+        built.guest = whimbrel.ProcessGuest(workload, arguments={"rate": rate})
+    else:
+        built.guest = whimbrel.LoopGuest(records.step, power_on=records.fill)
     return built
+
+
+def workload(memory: whimbrel.GuestMemory, rate: float) -> whimbrel.LoopGuest:
+    """Build the guest in a process of its own: all that it works on is in the machine's RAM."""
+    counters = memory.array("counters", len(Counter), "uint64")
+    records = Records(memory.array("records", dtype="uint64"), rate=rate, counters=counters)
+    return whimbrel.LoopGuest(records.step, power_on=records.fill)
 
 
 def records_of(built: whimbrel.Machine) -> Records:
@@ -69,26 +93,58 @@ def records_of(built: whimbrel.Machine) -> Records:
     return records
 
 
+class Counter(IntEnum):
+    """What the counters of a table are."""
+
+    OPERATIONS = 0
+    SEED = 1
+
+
 class Records:
     """The table, and how many operations it has seen. Used by the guest's thread; read it while the guest is stopped.
 
-    `clock` and `sleep` are the guest's time, in seconds.
+    `counters` hold the number of operations and the seed, one of each `Counter`; with an array of the machine's RAM
+    they are shared with whoever else has it, and `seed` is theirs if none is given. `clock` and `sleep` are the guest's
+    time, in seconds.
     """
 
     def __init__(
         self,
         table: Table,
         *,
-        seed: int = SEED,
+        seed: int | None = None,
         rate: float = RATE,
+        counters: Table | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
-        self.table, self.seed, self.rate = table, seed, rate
-        self.operations = 0
+        self.table, self.rate = table, rate
+        if counters is None:
+            counters = np.array([0, SEED], np.uint64)
+        self._counters = counters
+        if seed is not None:
+            self.seed = seed
         self._clock, self._sleep = clock, sleep
         self._asked: float | None = None
         self._due = 0.0
+
+    @property
+    def operations(self) -> int:
+        """How many operations the table has seen."""
+        return int(self._counters[Counter.OPERATIONS])
+
+    @operations.setter
+    def operations(self, number: int) -> None:
+        self._counters[Counter.OPERATIONS] = number
+
+    @property
+    def seed(self) -> int:
+        """Of the random updates."""
+        return int(self._counters[Counter.SEED])
+
+    @seed.setter
+    def seed(self, seed: int) -> None:
+        self._counters[Counter.SEED] = seed % 2**64
 
     def fill(self) -> None:
         """Give a fresh table its first content."""

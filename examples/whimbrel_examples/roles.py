@@ -40,10 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", type=int, default=records.SIZE)
     parser.add_argument("--seed", type=int, default=records.SEED)
     parser.add_argument("--rate", type=float, default=records.RATE)
+    parser.add_argument("--guest", choices=("process", "thread"), default="thread")
     parser.add_argument("--incoming", default="tcp:127.0.0.1:0")
     asked = parser.parse_args(arguments)
     try:
-        with records.machine(asked.size, asked.seed, asked.rate, settings=whimbrel.Settings.load()) as machine:
+        settings = whimbrel.Settings.load()
+        if asked.guest == "process" and settings.backends.memory == "anonymous":
+            settings.backends.memory = "memfd"
+        with records.machine(asked.size, asked.seed, asked.rate, settings, guest=asked.guest) as machine:
             role = Role(machine)
             role.begin(asked.incoming if asked.role == "destination" else None)
             role.serve()

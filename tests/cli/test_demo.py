@@ -43,6 +43,17 @@ def test_the_machine_arrives_whole(cli, transport):
 
 
 @pytest.mark.slow
+def test_the_updates_may_be_made_in_a_process_of_their_own(cli):
+    demo = cli(*SMALL, "--guest", "process", "--json")
+    assert demo.exit_code == 0, demo.stderr
+    told = json.loads(demo.stdout)
+    assert told["identical"] is True
+    assert told["check"]["bytes"] == 32 << 20
+    assert told["migration"]["dirty-tracker"] in {"userfaultfd+guest", "compare"}
+    assert min(told["operations-per-second"].values()) > 0
+
+
+@pytest.mark.slow
 def test_a_guest_that_writes_faster_than_the_link_is_said_so(cli, complaint):
     demo = cli("demo", "--size", "4MiB", "--rate", "0", "--max-bandwidth", "1MiB", "--timeout", "500ms")
     assert demo.exit_code == 1

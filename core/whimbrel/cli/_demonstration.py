@@ -97,6 +97,7 @@ def demonstrate(
     size: int,
     rate: float | None,
     seed: int,
+    guest: str,
     transport: str,
     parameters: Mapping[str, object],
     timeout: float,
@@ -107,7 +108,8 @@ def demonstrate(
     Raises WhimbrelError if a child fails, with what it said.
     """
     inbox: Inbox = SimpleQueue()
-    arguments = [ROLES, "--size", str(size), "--seed", str(seed), *([] if rate is None else ["--rate", str(rate)])]
+    arguments = [ROLES, "--size", str(size), "--seed", str(seed), "--guest", guest]
+    arguments += [] if rate is None else ["--rate", str(rate)]
     with ExitStack() as stack:
         stack.enter_context(_terminable())
         incoming = "tcp:127.0.0.1:0"

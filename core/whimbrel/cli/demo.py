@@ -32,6 +32,13 @@ def _finite(_: click.Context, __: click.Parameter, rate: float | None) -> float 
     help="Updates per second, 0 for as many as possible.",
 )
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=1, show_default=True, help="Of the random updates.")
+@click.option(
+    "--guest",
+    type=click.Choice(["thread", "process"]),
+    default="thread",
+    show_default=True,
+    help="Where the updates are made: on a thread, or in a process of their own.",
+)
 @click.option("--transport", type=click.Choice(["tcp", "unix"]), default="tcp", show_default=True)
 @click.option(
     "--max-bandwidth", metavar="RATE", default="0", help="The most that is sent per second; default no limit."
@@ -45,6 +52,7 @@ def demo(
     size: str,
     rate: float | None,
     seed: int,
+    guest: str,
     transport: str,
     max_bandwidth: str,
     downtime_limit: str,
@@ -69,6 +77,7 @@ def demo(
             size=count,
             rate=rate,
             seed=seed,
+            guest=guest,
             transport=transport,
             parameters=parameters,
             timeout=patience,
