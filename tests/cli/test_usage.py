@@ -47,7 +47,7 @@ def test_version(cli):
         (["run", "a:b", "--set", "limit.blocks=3"], "unknown section 'limit'"),
         (["run", "a:b", "--set", "downtime-limit=soon"], "command line: parameters.downtime-limit"),
         (["run", "a:b", "--capability", "return-pat"], "did you mean 'return-path'?"),
-        (["run", "a:b", "--capability", "xbzrle"], "not available in this version of whimbrel yet"),
+        (["run", "a:b", "--capability", "compress"], "not available in this version of whimbrel yet"),
         (["run", "a:b", "--config", "/nonexistent.toml"], "cannot read /nonexistent.toml"),
         (["migrate", "tcp:127.0.0.1:1"], "Missing option '--qmp'"),
         (["migrate", "nowhere", "--qmp", "unix:x"], "'nowhere' is no migration URI; expected SCHEME:ADDRESS"),

@@ -78,10 +78,10 @@ def test_a_capability_is_an_attribute():
     capabilities = Capabilities(return_path=True)
     capabilities.events = True
     assert (capabilities.return_path, capabilities.get("return-path"), capabilities.get("return_path")) == (True,) * 3
-    with pytest.raises(ConfigError, match="'multifd' is not available"):
-        capabilities.multifd = True
-    with pytest.raises(ConfigError, match="'multifd' is not available"):
-        Capabilities(multifd=True)
+    with pytest.raises(ConfigError, match="'compress' is not available"):
+        capabilities.compress = True
+    with pytest.raises(ConfigError, match="'compress' is not available"):
+        Capabilities(compress=True)
     with pytest.raises(AttributeError):
         capabilities.multi_fd = False
 
@@ -474,8 +474,8 @@ def test_the_processs_environment_is_the_default(folder, monkeypatch):
         ("[limits]\ntimeout = 1", ": [limits] timeout: unknown setting 'timeout'; "),
         ("[capabilities]\nevents = 'on'",
          ": [capabilities] events: Invalid parameter type for 'events', expected: boolean; expected true or false, "),
-        ("[capabilities]\nxbzrle = true",
-         ": [capabilities] xbzrle: Capability 'xbzrle' is not available in this version of whimbrel yet: a changed "),
+        ("[capabilities]\ncompress = true",
+         ": [capabilities] compress: Capability 'compress' is not available in this version of whimbrel yet: pages "),
         ("[parameters]\nmultifd-channels = '2'",
          ": [parameters] multifd-channels: Parameter 'multifd-channels' expects uint64; expected a whole number "),
         ("[parameters]\ndowntime-limit = 3000000",
@@ -506,7 +506,7 @@ def test_what_is_wrong_in_a_file_says_where(folder, text, message):
         ("PARAMETERS__MAX_BANDWIDTH", "fast", "Parameter 'max-bandwidth': 'fast' is not a rate"),
         ("PARAMETERS__TLS_CREDS", "x", "Parameter 'tls-creds' is not available in this version of whimbrel yet: "),
         ("CAPABILITIES__EVENTS", "maybe", "Invalid parameter type for 'events', expected: boolean"),
-        ("CAPABILITIES__MULTIFD", "on", "Capability 'multifd' is not available in this version of whimbrel yet: "),
+        ("CAPABILITIES__COMPRESS", "on", "Capability 'compress' is not available in this version of whimbrel yet: "),
         ("PLUGINS__PREFER", "tcp", "Setting 'prefer' expects a table"),
         ("PLUGINS__PREFER", "a=x,a=y", "Setting 'prefer' expects a table"),
         ("LIMITS__SECTIONS", "4K", "Setting 'sections' expects a whole number"),

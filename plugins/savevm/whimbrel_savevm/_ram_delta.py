@@ -26,7 +26,7 @@ from whimbrel_savevm._page_cache import PageCache
 from whimbrel_savevm._ram_sending import PageSender, PlainSender
 
 FIRST: Final = 2  # the pass from which on the other side has all pages
-AT_ONCE: Final = 256  # pages compared at once: they and what they were stay in the cache
+AT_ONCE: Final = 512  # pages compared at once: they and what they were stay in the cache
 PERIOD: Final = 1.0  # seconds, at least, for which a rate is worked out
 
 
