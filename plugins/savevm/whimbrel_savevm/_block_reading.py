@@ -97,5 +97,5 @@ class ReadAhead:
                 f"drive {read.drive.name!r} cannot be read at {offset}: {exc}", place=Place(block=read.drive.name)
             ) from exc
         read.data[size:] = bytes(CHUNK - size)
-        read.zero = self._find_zeros and not np.frombuffer(read.data, np.uint64).any()
+        read.zero = self._find_zeros and not any(read.data[:8]) and not np.frombuffer(read.data, np.uint64).any()
         return read
