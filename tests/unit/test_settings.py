@@ -129,7 +129,8 @@ REFUSALS = [
     ("max-bandwidth", HUGE, "Parameter 'max-bandwidth' expects uint64"),
     ("cpu-throttle-tailslow", 1, "Invalid parameter type for 'cpu-throttle-tailslow', expected: boolean"),
     ("multifd-compression", 1, "Invalid parameter type for 'multifd-compression', expected: string"),
-    ("multifd-compression", "lz4", "Parameter 'multifd-compression' does not accept value 'lz4'"),
+    ("multifd-compression", "l z", "Parameter 'multifd-compression' does not accept value 'l z'"),
+    ("multifd-compression", "", "Parameter 'multifd-compression' does not accept value ''"),
     ("tls-creds", 1, "Invalid parameter type for 'tls-creds', expected: StrOrNull"),
     # ranges: the name with "_"
     ("compress-level", 10, "Parameter 'compress_level' expects a value between 0 and 9"),
@@ -188,6 +189,7 @@ def test_a_parameter_is_refused_with_qemus_words(name, value, text):
         ("multifd-zstd-level", 21, 21),
         ("multifd-channels", 255, 255),
         ("multifd-compression", "zstd", "zstd"),
+        ("multifd-compression", "of-a-stranger", "of-a-stranger"),
         ("compress-level", 0, 0),
         ("downtime-limit", 2_000_000, 2_000_000),
         ("x-checkpoint-delay", 2**32 - 1, 2**32 - 1),

@@ -42,7 +42,7 @@ def query_capabilities(context: Context) -> list[dict[str, Any]]:
 
 def set_parameters(context: Context, **parameters: Any) -> dict[str, Any]:
     """migrate-set-parameters: all or none, at any time."""
-    _check_method(context.machine, parameters.get("multifd-compression"))
+    _check_method(context.machine, parameters.get("multifd_compression"))
     context.machine.settings.parameters.update(parameters, Dialect.QMP)
     return {}
 
