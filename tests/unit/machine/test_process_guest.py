@@ -218,6 +218,7 @@ def test_a_child_that_is_killed_fails_the_machine(make, number):
 def test_a_child_that_exits_fails_the_machine(make):
     machine = make("exiting")
     machine.start()
+    words(machine)[7] = 1
     assert "ended with status 7" in str(wait_failed(machine))
     assert machine.run_state == "internal-error"
 
@@ -269,6 +270,7 @@ def test_the_machine_may_be_closed_from_on_failure(make):
     closed = threading.Event()
     machine.guest.on_failure = lambda exc: (machine.guest.close(), closed.set())
     machine.start()
+    words(machine)[7] = 1
     assert closed.wait(LONG)
     wait_until(lambda: "whimbrel-guest-watch" not in {thread.name for thread in threading.enumerate()})
 
