@@ -137,7 +137,7 @@ class Source:
     def __enter__(self) -> Self:
         work = self._work
         prealloc = "off" if work.content == "none" else "on"
-        backend = f"memory-backend-ram,id=m,size={work.mib}M,prealloc={prealloc}"
+        backend = _backend(work, prealloc=prealloc)
         guest = writer() if work.pattern is not None else None
         extra = ("-object", backend)
         self.qemu = Qemu(work.mib, machine="pc,memory-backend=m", guest=guest, stopped=True, extra=extra)
@@ -169,7 +169,7 @@ class Source:
 
 def _destination(work: Work) -> Qemu:
     prealloc = "on" if work.destination == "preallocated" else "off"
-    extra = ("-object", f"memory-backend-ram,id=m,size={work.mib}M,prealloc={prealloc}")
+    extra = ("-object", _backend(work, prealloc=prealloc))
     guest = writer() if work.pattern is not None else None
     return Qemu(
         work.mib,
@@ -179,6 +179,11 @@ def _destination(work: Work) -> Qemu:
         stopped=work.pattern is None,
         extra=extra,
     )
+
+
+def _backend(work: Work, *, prealloc: str) -> str:
+    kind = "memory-backend-memfd,share=on" if work.shared else "memory-backend-ram"
+    return f"{kind},id=m,size={work.mib}M,prealloc={prealloc}"
 
 
 def set_up(qemu: Qemu, work: Work) -> None:

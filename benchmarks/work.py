@@ -45,6 +45,8 @@ class Work:
     """Size of RAM."""
     content: str = "random"
     """"none" (never touched), "touched" (zero all the same), "random", or "words", which can be compressed."""
+    shared: bool = False
+    """Whether memory is shared (memfd) at both ends, and not anonymous."""
     destination: str = "fresh"
     """"fresh" or "preallocated" memory."""
     host: str = "warm"

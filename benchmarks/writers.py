@@ -65,7 +65,7 @@ def machine(work: Work) -> whimbrel.Machine:
     settings = whimbrel.Settings()
     pattern = work.pattern
     apart = pattern is not None and pattern.apart
-    settings.backends.memory = "memfd" if apart else "anonymous"
+    settings.backends.memory = "memfd" if apart or work.shared else "anonymous"
     settings.parameters.update({
         "max-bandwidth": work.bandwidth,
         "downtime-limit": work.downtime_limit,

@@ -8,14 +8,19 @@ from benchmarks.measuring import Bench, Figure, Target
 from benchmarks.work import Work
 
 MIB_OF_RAM: Final = 2048
-NAMES: Final = {"none": "all zero, never touched", "touched": "all zero, touched"}
+KINDS: Final = {
+    "all zero, never touched": ("none", False),
+    "all zero, never touched, shared memory": ("none", True),
+    "all zero, touched": ("touched", False),
+}
 
 
 def measure(bench: Bench) -> list[Figure]:
-    """2 GiB of zero pages: never touched, and touched by the source."""
-    works = {name: Work(mib=bench.mib(MIB_OF_RAM), content=content) for content, name in NAMES.items()}
-    measured = bench.both(works)
+    """2 GiB of zero pages: never touched, in anonymous and in shared memory, and touched by the source."""
+    mib = bench.mib(MIB_OF_RAM)
+    works = {name: Work(mib=mib, content=content, shared=shared) for name, (content, shared) in KINDS.items()}
+    target = Target("ratio", least=10)
     return [
-        measured[name].speed(name, target=Target("ratio", least=10), where={"content": content})
-        for content, name in NAMES.items()
+        both.speed(name, target=target, where={"content": both.work.content, "shared": both.work.shared})
+        for name, both in bench.both(works).items()
     ]
