@@ -518,6 +518,33 @@ def test_what_is_written_is_flushed_on_the_way_and_a_failing_flush_is_told(make,
     assert there.drives["a"].device.incomplete
 
 
+@pytest.mark.parametrize(("told", "last"), [((0, 25, 50), 2), ((0,), 15), ((0, 1), 1), ((10,), 1)])
+def test_a_source_that_stops_in_the_middle_is_found_out(make, told, last):
+    """As a QEMU 7.2 does: its last word is 100 whatever it has sent."""
+    there = make({"a": 16 * MIB}, started=False)
+    words = b"".join(map(wire.progress, told))
+    body = b"".join(chunk("a", number) for number in range(last + 1))
+    if last == 2:
+        load(
+            there,
+            words + body + wire.EOS_RECORD,
+            wire.progress(66) + wire.EOS_RECORD,
+            wire.progress(100) + wire.EOS_RECORD,
+        )
+    with pytest.raises(StreamError, match="per cent through"):
+        load(there, words + body + wire.EOS_RECORD, wire.progress(100) + wire.EOS_RECORD)
+
+
+@pytest.mark.parametrize(
+    ("told", "numbers"), [((0, 25, 50, 75), range(4)), ((0, 4, 15, 100), (0, 3, 10)), ((), ()), ((0,), (0,))]
+)
+def test_one_that_has_come_to_the_end_is_not(make, told, numbers):
+    """Words of a QEMU 7.2: of a disk of 4 MiB, of an overlay with three chunks in it, and of less."""
+    there = make({"a": 16 * MIB}, started=False)
+    body = b"".join(map(wire.progress, told)) + b"".join(chunk("a", number) for number in numbers)
+    load(there, body + wire.EOS_RECORD, chunk("a", 0) + wire.progress(100) + wire.EOS_RECORD)
+
+
 def test_an_image_in_use_is_refused_before_any_changes(make):
     there = make({"a": MIB, "b": MIB}, started=False)
     other = RawImage(there.drives["b"].device.place)
