@@ -197,6 +197,21 @@ def test_inside_of_one_process(make_pair, build, settings):
     assert arrived(pair, build, *pair.run())
 
 
+def test_without_a_way_back(make_pair, build, settings):
+    """Nobody says that the lanes are through: the source waits until they have sent, the destination for SYNCs."""
+    pair = make_pair(build, duplex=False, settings=settings)
+    pair.source.start()
+    assert arrived(pair, build, *pair.run(start=True))
+
+
+def test_a_codec_of_strangers_needs_a_way_back(make_pair, build, settings):
+    settings.parameters.multifd_compression = "invert"
+    pair = make_pair(build, duplex=False, settings=settings, plugins=[Stranger()])
+    pair.source.start()
+    with pytest.raises(MigrationRefused, match="'invert' needs a way back"):
+        pair.source.migrate("memory:pair")
+
+
 def test_crumbs(make_pair, churning, settings):
     build = churning({"a": 20})
     settings.parameters.multifd_compression = "zlib"

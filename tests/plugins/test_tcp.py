@@ -4,13 +4,15 @@ import errno
 import socket
 import threading
 
+import numpy as np
 import pytest
 
 from whimbrel.abc import Patience
-from whimbrel.errors import ChannelLost, ConfigError, ConnectError, MigrationCancelled
+from whimbrel.errors import ChannelClosed, ChannelLost, ConfigError, ConnectError, MigrationCancelled
 from whimbrel.plugins import PluginManager
 from whimbrel.testing.transports import TransportConformance, receive, send_until_it_fails
 from whimbrel_transports import tcp
+from whimbrel_transports._sockets import SocketChannel
 from whimbrel_transports.tcp import TcpTransport
 
 
@@ -220,3 +222,69 @@ def test_it_is_an_offer_of_the_plugin_tcp():
     spec = manager.transport("tcp")
     assert isinstance(spec.create(), TcpTransport)
     assert spec.duplex
+
+
+# ------------------------------------------------------------------------------------- receiving into memory by address
+
+
+def pieces(memory, *bounds):
+    """Address and length of parts of `memory`."""
+    return np.array([[memory.ctypes.data + start, stop - start] for start, stop in bounds], np.uint64)
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX])
+def test_what_is_received_goes_where_it_belongs(family):
+    near, far = socket.socketpair(socket.AF_UNIX) if family == socket.AF_UNIX else tcp_pair()
+    channel, other = SocketChannel(near, "near"), SocketChannel(far, "far")
+    memory = np.zeros(1 << 20, np.uint8)
+    data = np.random.default_rng(1).integers(0, 256, 700_000, np.uint8)
+    sender = threading.Thread(target=lambda: [other.send(data[:10].data), other.send(data[10:].data)])
+    sender.start()
+    bounds = [(500_000, 500_007), (3, 3), (0, 400_000), (700_000, 999_993)]
+    channel.recv_scattered(pieces(memory, *bounds))
+    sender.join()
+    expected = np.zeros_like(memory)
+    at = 0
+    for start, stop in bounds:
+        expected[start:stop] = data[at : at + stop - start]
+        at += stop - start
+    assert not (memory != expected).any()
+    other.send(b"abc")
+    other.end_writing()
+    with pytest.raises(ChannelLost, match="ended where more were expected"):
+        channel.recv_scattered(pieces(memory, (0, 4)))
+    with pytest.raises(ChannelLost):
+        channel.recv_scattered(pieces(memory, (0, 4)))
+    assert channel.recv_into(bytearray(1)) == 0
+    channel.close()
+    other.close()
+
+
+def test_a_close_wakes_whoever_receives_into_memory():
+    near, far = tcp_pair()
+    channel, other = SocketChannel(near, "near"), SocketChannel(far, "far")
+    memory = np.zeros(100, np.uint8)
+    raised = []
+
+    def receive_all():
+        try:
+            channel.recv_scattered(pieces(memory, (0, 100)))
+        except ChannelClosed as exc:
+            raised.append(exc)
+
+    receiver = threading.Thread(target=receive_all)
+    receiver.start()
+    other.send(b"x" * 50)
+    while not memory[49]:
+        assert receiver.is_alive()
+    channel.close()
+    receiver.join(30)
+    assert raised
+    other.close()
+
+
+def tcp_pair():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        near = socket.create_connection(listener.getsockname())
+        far, _ = listener.accept()
+    return near, far

@@ -180,10 +180,8 @@ class PacketStage:
         """Make the header of a packet with at most PAGES_MAX pages and zero pages, of which `size` bytes follow."""
         count = len(pages)
         self._head(method if count else 0, count, size, number, len(zeros), block)
-        if count:
-            self._offsets[:count] = pages
-        self._offsets[count : count + len(zeros)] = zeros
-        self._offsets[: count + len(zeros)] *= PAGE_SIZE
+        self._offsets[:count] = pages * PAGE_SIZE
+        self._offsets[count : count + len(zeros)] = zeros * PAGE_SIZE
 
     def sync(self, number: int) -> None:
         """Make the header of a packet that says SYNC and holds nothing: a QEMU 9.2.0 would lose what it held."""
