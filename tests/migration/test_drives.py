@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import subprocess
 import sys
@@ -21,6 +22,9 @@ from whimbrel.errors import (
     StateError,
 )
 from whimbrel.machine import RawImage, RunState
+from whimbrel.monitor.commands import COMMANDS
+from whimbrel.monitor.context import Context
+from whimbrel.monitor.session import Session
 from whimbrel.testing.faults import Faults
 
 LONG = 60.0
@@ -230,6 +234,33 @@ def test_with_inc_only_what_is_allocated_goes_along(moving, driven):
     succeed(world, pair)
     assert pair.destination.drives["sparse"].read(hole * MIB, 13) == b"from the base"
     assert pair.destination.drives["disk0"].read(0, 100) == world.copies["disk0"][:100]
+
+
+@pytest.mark.parametrize("flag", ["blk", "inc"])
+def test_a_monitor_sends_them_along_and_tells_of_them(moving, driven, flag):
+    driven.capabilities.block = False
+    world, pair = moving()
+    pair.source.stop()
+    console = Session(Context(pair.source), COMMANDS)
+
+    def ask(command, **arguments):
+        (answer,) = console.receive(json.dumps({"execute": command, "arguments": arguments}).encode())
+        return json.loads(answer.line)["return"]
+
+    ask("qmp_capabilities")
+    pair.source.settings.capabilities.pause_before_switchover = True
+    arriving = pair.destination.incoming(pair.uri)
+    assert ask("migrate", uri=arriving.uri, **{flag: True}) == {}
+    while ask("query-migrate").get("status") != "pre-switchover":
+        assert not pair.source.migration.status.finished
+    disk = ask("query-migrate")["disk"]
+    assert disk["total"] == sum(SIZES.values()) + MIB
+    assert disk["remaining"] == 0
+    ask("migrate-continue", state="pre-switchover")
+    arriving.wait(LONG)
+    pair.source.migration.wait(LONG)
+    assert "disk" not in ask("query-migrate")
+    world.check(pair.destination)
 
 
 # ------------------------------------------------------------------------------------------------------ cut links
