@@ -384,7 +384,10 @@ class IterableHandler(SaveVMHandler):
 
     @abstractmethod
     def save_part(self, out: StreamWriter, slice_: Slice) -> None:
-        """Write one PART body: as much as the slice allows. The guest runs."""
+        """Write one PART body: as much as the slice allows. The guest runs.
+
+        Called while anything is `pending`; one that is not `ready` only if no other handler is.
+        """
 
     @abstractmethod
     def save_end(self, out: StreamWriter) -> None:
