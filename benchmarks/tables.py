@@ -12,8 +12,16 @@ MARKS = {True: "met", False: "missed", None: ""}
 
 def cells(figure: Figure) -> tuple[str, ...]:
     """What, whimbrel's median, the other's, their ratio, what was promised, and whether it is so."""
-    ours = _side(figure.our_median, figure.unit, figure.ours, figure.ours_stuck, bool(figure.ours_error))
-    theirs = _side(figure.their_median, figure.unit, figure.theirs, figure.theirs_stuck, bool(figure.theirs_error))
+    ours = (
+        "not measured"
+        if figure.ours_error
+        else _side(figure.our_median, figure.unit, figure.ours, figure.ours_stuck, figure.ours_failed)
+    )
+    theirs = (
+        "not measured"
+        if figure.theirs_error
+        else _side(figure.their_median, figure.unit, figure.theirs, figure.theirs_stuck, figure.theirs_failed)
+    )
     beside = f"{figure.beside}: {theirs}" if theirs else ""
     ratio = "" if figure.ratio is None else f"{number(figure.ratio)} x"
     return figure.name, ours, beside, ratio, str(figure.target or ""), MARKS[figure.met]
@@ -27,13 +35,16 @@ def number(value: float) -> str:
     return f"{value:.1f}" if size >= 10 else f"{value:.2f}"
 
 
-def _side(median: float | None, unit: str, samples: Sequence[float], stuck: int, failed: bool) -> str:
+def _side(median: float | None, unit: str, samples: Sequence[float], stuck: int, failed: int) -> str:
+    told = []
+    if median is not None:
+        spread = f" ({number(min(samples))} to {number(max(samples))})" if len(samples) > 1 else ""
+        told.append(f"{number(median)} {unit}{spread}")
+    if stuck:
+        told.append(f"did not converge in {_runs(stuck)}")
     if failed:
-        return "not measured"
-    if median is None:
-        return f"did not converge in {_runs(stuck)}" if stuck else ""
-    spread = f" ({number(min(samples))} to {number(max(samples))})" if len(samples) > 1 else ""
-    return f"{number(median)} {unit}{spread}" + (f"; did not converge in {_runs(stuck)}" if stuck else "")
+        told.append(f"failed in {_runs(failed)}")
+    return "; ".join(told)
 
 
 def _runs(count: int) -> str:

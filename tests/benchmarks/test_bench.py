@@ -77,6 +77,7 @@ def test_a_side_that_fails_is_told_and_not_asked_again():
     both = bench.both({"odd": Work(mib=1 << 30)})["odd"]
     assert "MiB are needed" in both.ours.error
     assert not both.ours.runs
+    assert both.ours.failed == 2
     figure = both.speed("odd")
     assert figure.our_median is None
     assert figure.ratio is None

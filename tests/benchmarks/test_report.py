@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from benchmarks import keeping, report
-from benchmarks.measuring import Figure, Target, errors
+from benchmarks.measuring import Figure, Samples, Target, errors
 from benchmarks.tables import cells, number
+from benchmarks.work import RunFailed
 
 MACHINE = {
     "cpu": "Abacus",
@@ -83,6 +84,20 @@ def test_a_row_has_medians_and_the_spread():
 def test_what_did_not_converge_is_told():
     figure = Figure(name="live", unit="ms", ours=[7.0], ours_stuck=1, theirs_stuck=2)
     assert cells(figure)[1:3] == ("7.00 ms; did not converge in 1 run", "QEMU: did not converge in 2 runs")
+
+
+def test_a_run_that_failed_is_made_once_more_and_told():
+    samples, outcomes = Samples(), [RunFailed("the link broke"), None, None]
+
+    def take():
+        if (outcome := outcomes.pop(0)) is not None:
+            raise outcome
+
+    samples.take(take)
+    samples.take(take)
+    assert (len(samples.runs), samples.failed, samples.error) == (2, 1, "")
+    figure = Figure(name="live", unit="ms", ours=[7.0], ours_failed=samples.failed)
+    assert cells(figure)[1] == "7.00 ms; failed in 1 run"
 
 
 @pytest.mark.parametrize(
