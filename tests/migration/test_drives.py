@@ -314,7 +314,7 @@ def test_a_link_that_is_cut_at_two_hundred_places(moving):
 
 def test_an_image_that_was_not_loaded_to_the_end_is_not_used_until_it_is(moving):
     world, pair = moving()
-    pair.faults = Faults(cut_sent=5 * MIB)
+    pair.faults = Faults(cut_sent=12 * MIB)  # so much further than is kept in memory that some must be written
     incoming, outgoing = pair.run(timeout=LONG)
     assert isinstance(incoming.error, MigrationError)
     assert isinstance(outgoing.error, MigrationError)

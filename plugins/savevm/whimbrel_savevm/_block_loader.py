@@ -8,7 +8,10 @@ while the guest stands still.
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -22,7 +25,10 @@ PIECE: Final = 64 << 10  # bytes; where as many are zero, there is a hole
 FLUSH: Final = 32 << 20  # bytes written before they are flushed in the background
 BACKLOG: Final = 256 << 20  # bytes written and not known to be on the disk, at most
 
+WRITES: Final = 4  # chunks that were received and are not written yet
+
 _PIECES: Final = wire.CHUNK // PIECE
+_NOTHING: Final = memoryview(b"")
 
 
 class BlockLoader:
@@ -34,7 +40,7 @@ class BlockLoader:
         self._came: dict[str, BoolArray] = {}  # chunks of the drives that were written into
         self._were_incomplete: set[str] = set()
         self._percent: int | None = None  # how far the source said that it was, before its last word
-        self._buffer = memoryview(bytearray(wire.CHUNK))
+        self._writer = _Writer()
         self._flusher = _Flusher(drives)
 
     def load(self, reader: StreamReader, kind: SectionKind) -> None:
@@ -50,10 +56,16 @@ class BlockLoader:
             if isinstance(record, wire.Progress):
                 told = record.percent
                 continue
-            if not record.zero:
-                self._receive(reader)
-            self._load_chunk(self._drives[record.device], record)
+            drive = self._drives[record.device]
+            if record.zero:
+                self._writer.drain()  # marks come in runs, and are dealt with at once
+                self._load_chunk(drive, record, _NOTHING)
+            else:
+                buffer = self._writer.free_buffer()
+                _receive(reader, buffer)
+                self._writer.submit(partial(self._load_chunk, drive, record, buffer))
         if kind is SectionKind.END:
+            self._writer.drain()
             self._check_complete()
         elif told is not None:
             self._percent = told
@@ -81,7 +93,8 @@ class BlockLoader:
             drive.let_go()
 
     def finish(self) -> None:
-        """End the flushing in the background."""
+        """End the writing and the flushing in the background."""
+        self._writer.close()
         self._flusher.close()
 
     def _check_complete(self) -> None:
@@ -114,17 +127,7 @@ class BlockLoader:
         drive.begin_load()
         self._came[drive.name] = np.zeros(drive.chunks, np.bool_)
 
-    def _receive(self, reader: StreamReader) -> None:
-        """Take a chunk's bytes off the stream, as many at a time as there are."""
-        filled = 0
-        while filled < wire.CHUNK:
-            piece = reader.window(1)[: wire.CHUNK - filled]
-            size = len(piece)
-            self._buffer[filled : filled + size] = piece
-            reader.advance(size)
-            filled += size
-
-    def _load_chunk(self, drive: Drive, record: wire.Chunk) -> None:
+    def _load_chunk(self, drive: Drive, record: wire.Chunk, buffer: memoryview) -> None:
         offset = record.number * wire.CHUNK
         size = min(wire.CHUNK, drive.size - offset)  # the last one is padded on the wire
         try:
@@ -134,27 +137,77 @@ class BlockLoader:
             if record.zero:
                 drive.device.discard(offset, size)
             else:
-                self._store(drive, offset, size)
+                _store(drive, offset, size, buffer)
         except OSError as exc:
             raise _failed(drive, f"written at {offset}", exc) from exc
         self._flusher.written(0 if record.zero else size)
 
-    def _store(self, drive: Drive, offset: int, size: int) -> None:
-        data = self._buffer[:size]
-        pieces = np.frombuffer(self._buffer, np.uint64).reshape(_PIECES, -1)[: -(-size // PIECE)]
-        filled: BoolArray = (pieces[:, 0] | pieces[:, -1]) != 0  # most that are not zero show it there
-        if not filled.all():
-            filled[~filled] = np.bitwise_or.reduce(pieces[~filled], axis=1) != 0
-        if filled.all():
-            drive.device.write(offset, data)
-            return
-        edges = np.flatnonzero(np.diff(filled)) + 1
-        for first, stop in zip((0, *edges.tolist()), (*edges.tolist(), len(filled)), strict=True):
-            start, end = first * PIECE, min(stop * PIECE, size)
-            if filled[first]:
-                drive.device.write(offset + start, data[start:end])
-            else:
-                drive.device.discard(offset + start, end - start)
+
+def _receive(reader: StreamReader, buffer: memoryview) -> None:
+    """Take a chunk's bytes off the stream, as many at a time as there are."""
+    filled = 0
+    while filled < wire.CHUNK:
+        piece = reader.window(1)[: wire.CHUNK - filled]
+        size = len(piece)
+        buffer[filled : filled + size] = piece
+        reader.advance(size)
+        filled += size
+
+
+def _store(drive: Drive, offset: int, size: int, buffer: memoryview) -> None:
+    """Write a chunk, of which `size` bytes are inside of the drive; holes where it is zero."""
+    data = buffer[:size]
+    pieces = np.frombuffer(buffer, np.uint64).reshape(_PIECES, -1)[: -(-size // PIECE)]
+    filled: BoolArray = (pieces[:, 0] | pieces[:, -1]) != 0  # most that are not zero show it there
+    if not filled.all():
+        filled[~filled] = np.bitwise_or.reduce(pieces[~filled], axis=1) != 0
+    if filled.all():
+        drive.device.write(offset, data)
+        return
+    edges = np.flatnonzero(np.diff(filled)) + 1
+    for first, stop in zip((0, *edges.tolist()), (*edges.tolist(), len(filled)), strict=True):
+        start, end = first * PIECE, min(stop * PIECE, size)
+        if filled[first]:
+            drive.device.write(offset + start, data[start:end])
+        else:
+            drive.device.discard(offset + start, end - start)
+
+
+class _Writer:
+    """Writes chunks on a thread of its own, in their order, so that the next are received meanwhile."""
+
+    def __init__(self) -> None:
+        self._buffers: list[memoryview] = []
+        self._turn = 0
+        self._running: deque[Future[None]] = deque()
+        self._pool: ThreadPoolExecutor | None = None
+
+    def free_buffer(self) -> memoryview:
+        """A buffer of `CHUNK` bytes that nobody uses until the next `submit`. Raises what a write has raised."""
+        while self._running and (len(self._running) == WRITES or self._running[0].done()):
+            self._running.popleft().result()
+        if len(self._buffers) < WRITES:
+            self._buffers.append(memoryview(bytearray(wire.CHUNK)))
+        return self._buffers[self._turn % len(self._buffers)]
+
+    def submit(self, write: Callable[[], None]) -> None:
+        """Have the contents of the last free buffer written."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(1, "whimbrel-block-write")
+        self._turn += 1
+        self._running.append(self._pool.submit(write))
+
+    def drain(self) -> None:
+        """Wait until all is written. Raises what a write has raised."""
+        while self._running:
+            self._running.popleft().result()
+
+    def close(self) -> None:
+        """Write nothing more; returns when nobody writes. Twice is fine."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+        self._running.clear()
 
 
 class _Flusher:
