@@ -475,14 +475,16 @@ def test_a_body_that_is_cut_at_any_place(make):
     st.just(wire.EOS_RECORD),
 ), max_size=6))  # fmt: skip
 def test_whatever_comes_ends_in_one_error_or_none(shared_destination, parts):
+    handler = BlockHandler(shared_destination)
+    handler.load(Reader(ReplayChannel(wire.EOS_RECORD)), SectionKind.START, 1)
     try:
-        load(shared_destination, b"".join(parts))
+        handler.load(Reader(ReplayChannel(b"".join(parts))), SectionKind.PART, 1)
     except MigrationError:
-        return
-    except AssertionError:
-        return  # a body that ended before its bytes did
+        pass
     finally:
-        shared_destination.drives.release()
+        handler.rollback()
+        handler.finish()
+    assert not any(drive.device.acquired for drive in shared_destination.drives)
 
 
 @pytest.fixture
