@@ -629,3 +629,18 @@ def test_the_proof_waits_for_the_slowest_lane(two, churning, settings, machine):
     settle(outgoing, LONG)
     settle(incoming, LONG)
     assert arrived(pair, build, incoming, outgoing)
+
+
+def test_what_the_main_channel_holds_back_is_sent_before_anybody_waits_for_lanes(two, churning, settings, tmp_path):
+    """Bodies of half a MiB, far more of them than the queue and the sockets hold: each lane waits for each EOS."""
+
+    class Slowly:
+        @hookimpl
+        def whimbrel_choose_switchover(self, round):  # noqa: A002
+            return True
+
+    build = churning({"a": 20_000}, name="pc-i440fx-7.2")
+    settings.parameters.max_bandwidth = 400 << 20
+    pair = two(build, settings, Link("unix"), plugins=((Slowly(),), ()))
+    pair.source.start()
+    assert arrived(pair, build, *pair.run(uri_of("unix", tmp_path)))

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from whimbrel.errors import ChannelLost, StreamError
 from whimbrel.stream import Reader, Replay
-from whimbrel.wire.ram import EOS_RECORD, Flag, RecordReader
+from whimbrel.wire.ram import EOS_RECORD, FLUSH_RECORD, Flag, RecordReader
 
 PAGE = 4096
 SIZES = {"a": 4 * PAGE, "b": 2 * PAGE}
@@ -67,6 +67,26 @@ def test_the_block_goes_on_over_bodies():
         [("b", Flag.COMPRESS_PAGE, [0])],
     ]
     assert records.block == "b"
+
+
+@pytest.mark.parametrize("capacity", [5000, 1 << 20])
+def test_a_flush_is_told_in_its_place(capacity):
+    told = []
+    records = RecordReader(SIZES, flush=lambda: told.append("flush"))
+    data = FLUSH_RECORD + zero(0, "a") + FLUSH_RECORD + whole(1) + FLUSH_RECORD + FLUSH_RECORD + EOS_RECORD
+    reader = reader_of(data + b"\x7e", capacity)
+    for _, run in records.body(reader, 2):
+        told.append(run.flag.name)
+    assert told == ["flush", "ZERO", "flush", "PAGE", "flush", "flush"]
+    assert reader.offset == len(data)
+
+
+def test_a_flush_where_nobody_hears_it_or_with_anything_in_it():
+    with pytest.raises(StreamError, match="MULTIFD_FLUSH record came"):
+        body(RecordReader(SIZES), reader_of(FLUSH_RECORD + EOS_RECORD))
+    for word in (PAGE | Flag.MULTIFD_FLUSH, Flag.MULTIFD_FLUSH | Flag.CONTINUE):
+        with pytest.raises(StreamError):
+            body(RecordReader(SIZES, flush=lambda: None), reader_of(int(word).to_bytes(8, "big") + EOS_RECORD))
 
 
 @pytest.mark.parametrize("first", [zero(0), whole(0), change(0), squeezed(0)])

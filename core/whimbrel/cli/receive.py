@@ -51,8 +51,8 @@ def receive(
     Ctrl-C gives up, and such a source goes on; so does a whimbrel, when storing takes longer than its [limits]
     handover-timeout.
 
-    A source with the capability multifd on needs `--capability multifd` here, and the same `--set multifd-channels=N`
-    and `--set multifd-compression=METHOD` if it has others than usual.
+    A source with the capability multifd on needs `--capability multifd` here too, and by `--set` the same
+    multifd-channels and multifd-compression.
 
     Without return-path the source has let go once everything has come, and this process has the only copy. If it cannot
     be written to FILE then, you are asked for another path; where there is no terminal, it goes to the folder for

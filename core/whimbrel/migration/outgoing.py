@@ -198,7 +198,8 @@ class OutgoingMigration(Attempt):
             uuid=connecting.uuid_of(self._machine),
             bundle=bundle,
         )
-        lanes = Departing(channels, multifd.mode_of(self._machine.name), method, on_failure=self._lane_failed)
+        mode = multifd.mode_of(self._machine.name)
+        lanes = Departing(channels, mode, method, on_failure=self._lane_failed, flush=self._out.flush)
         self._statistics.sends_beside(lambda: lanes.sent)
         return lanes
 
@@ -329,6 +330,8 @@ class OutgoingMigration(Attempt):
                 self._sync()
                 saver.end(self._part_ended)
                 saver.devices()
+                if self._lanes is not None:
+                    self._lanes.drain()
                 mark(Cause.DEVICES)
                 if self._return_path is None or self._timing is HandoverTiming.QEMU:
                     self._out.flush()
@@ -540,6 +543,7 @@ def plan_of(machine: BareMachine, destination: Destination, registry: Registry) 
 
 
 def _codecs_of(machine: BareMachine) -> tuple[str, ...]:
-    capabilities, parameters = machine.settings.capabilities, machine.settings.parameters
-    compression = parameters.multifd_compression
-    return (compression,) if capabilities.multifd and compression != "none" else ()
+    capabilities, compression = machine.settings.capabilities, machine.settings.parameters.multifd_compression
+    if capabilities.multifd:  # by whose lanes all pages go
+        return () if compression == "none" else (compression,)
+    return ("xbzrle",) if capabilities.xbzrle else ()

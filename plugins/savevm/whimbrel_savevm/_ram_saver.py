@@ -37,7 +37,8 @@ class RamSaver:
         self._passes = 0
 
     def use(self, sender: PageSender) -> None:
-        """Send by `sender` from now on; called before `start`."""
+        """Send by `sender` from now on, and no more by the one before; called before `start`."""
+        self._sender.finish()
         self._sender = sender
 
     def start(self, out: StreamWriter) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from whimbrel.abc import ByteArray, Channel, Codec, IndexArray, PageSink, ScatteringChannel
-from whimbrel.errors import ChannelLost, MigrationError, Place, StreamError
+from whimbrel.errors import ChannelError, ChannelLost, MigrationError, Place, StreamError
 from whimbrel.migration.attempt import unexpected
 from whimbrel.migration.lanes.method import Method
 from whimbrel.migration.quietly import quietly
@@ -150,7 +150,7 @@ class Arriving:
 
     def _fail(self, failure: MigrationError) -> None:
         with self._changed:
-            if self._complete and not self._closed:
+            if self._complete and not self._closed and not isinstance(failure, ChannelError):
                 _log.warning("behind the last page: %s", failure)
             if self._over or self._complete:
                 return

@@ -52,6 +52,7 @@ class _Job:
 class Departing:
     """`DepartingLanes` over connected channels, which have had their first bytes; `close` ends it.
 
+    `flush` is called before anybody waits here: the destination's lanes may wait for what the main channel holds back.
     `on_failure` is called once, on the thread of the lane that failed first, when `failure` is there.
     """
 
@@ -62,10 +63,11 @@ class Departing:
         method: Method,
         *,
         on_failure: Callable[[], object],
+        flush: Callable[[], object] = lambda: None,
     ) -> None:
         self.failure: MigrationError | None = None
         """Why a lane has failed, if one has."""
-        self._mode, self._on_failure = mode, on_failure
+        self._mode, self._on_failure, self._flush = mode, on_failure, flush
         # One lock; who waits for what is woken by itself, for each waking costs as much as a packet.
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)  # lanes: something to send, or to end for
@@ -110,6 +112,8 @@ class Departing:
             self._queue(jobs[first : first + QUEUED])
 
     def _queue(self, jobs: list[_Job]) -> None:
+        if len(self._jobs) >= QUEUED:
+            self._flush()
         with self._lock:
             self._room.wait_for(lambda: self._over or len(self._jobs) < QUEUED)
             self.check()
@@ -144,6 +148,7 @@ class Departing:
 
     def drain(self) -> None:
         """Wait until everything queued, and every SYNC, has gone. Raises ChannelError."""
+        self._flush()
         with self._lock:
             self._idle.wait_for(lambda: self._over or self._drained)
             self.check()
