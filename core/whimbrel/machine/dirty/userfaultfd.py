@@ -104,14 +104,18 @@ class UserfaultTracker(DirtyTracker):
 def _protect(userfault: Userfault, region: MemoryRegion) -> BoolArray:
     """Protect `region`; returns the pages that were zero for certain at that moment, shape (pages,).
 
-    Looking first and protecting then (or the other way round) would miss a page written in between. So the pages
-    are protected by a scan that says in the same breath what they were. It can only do that for pages that have page
-    tables, and a first round of protection, taken back at once, makes those.
+    What memory of a file has can be looked at when it is protected, and whoever writes from then on is noted. Anonymous
+    memory cannot: protection alone makes page tables. Looking first and protecting then would miss a page written in
+    between. So the pages are protected by a scan that says in the same breath what they were. It can only do that for
+    pages that have page tables, and a first round of protection, taken back at once, makes those.
     """
     span = system_span(region.address, region.size)
     nothing = np.zeros(region.size // region.page_size, np.bool_)
+    if region.backing != "anonymous":
+        userfault.protect(*span)
+        return known_zero(region)
     # A look without consequences, which tells whether it is worth while: it triples the time of the start.
-    much = region.backing == "anonymous" and np.count_nonzero(known_zero(region)) > nothing.size // 16
+    much = np.count_nonzero(known_zero(region)) > nothing.size // 16
     userfault.protect(*span)
     if not much:
         return nothing
