@@ -180,8 +180,8 @@ class Loading:
         good.rich, good.plain = Rich(), Plain()
         good.ram.add("a", 3 * PAGE)
         fill(good)
-        for block in good.ram:
-            assert np.array_equal(block.view, self.machine.ram[block.name].view)
+        for ram_block in good.ram:
+            assert np.array_equal(ram_block.view, self.machine.ram[ram_block.name].view)
         assert attrs.evolve(good.rich, items=0, extra=7) == attrs.evolve(self.machine.rich, items=0)
         assert self.machine.rich.items.tolist() == good.rich.items.tolist()
         assert self.machine.plain == good.plain

@@ -207,7 +207,10 @@ def test_parameters_are_set_all_or_none(console):
     assert parameters["max-bandwidth"] == 2**64 - 1
     assert parameters["downtime-limit"] == 50
     assert console.do("migrate-set-parameters") == {"return": {}}
-    assert "drives are not migrated" in console.error("migrate-set-parameters", **{"block-bitmap-mapping": []})["desc"]
+    assert (
+        "drives have no dirty bitmaps"
+        in console.error("migrate-set-parameters", **{"block-bitmap-mapping": []})["desc"]
+    )
 
 
 def test_the_older_commands_set_the_same_parameters(console):

@@ -163,7 +163,7 @@ REFUSALS = [
     ("announce-step", 10_001, "Parameter 'announce_step' expects a value between 0 and 10000"),
     # what is not there yet
     ("block-bitmap-mapping", [],
-     "Parameter 'block-bitmap-mapping' is not available in this version of whimbrel yet: drives are not migrated"),
+     "Parameter 'block-bitmap-mapping' is not available in this version of whimbrel yet: drives have no dirty bitmaps"),
     *((name, "x", f"Parameter '{name}' is not available in this version of whimbrel yet: {NO_TLS}")
       for name in ("tls-creds", "tls-hostname", "tls-authz")),
 ]  # fmt: skip

@@ -30,6 +30,8 @@ POLL: Final = 0.1  # seconds
 @click.option("--downtime-limit", metavar="TIME", help="How long the guest may stand still, such as 50ms.")
 @click.option("--max-bandwidth", metavar="RATE", help="The most that is sent per second, such as 1GiB; 0 for no limit.")
 @capability_option
+@click.option("--block", is_flag=True, help="Send the machine's drives along, whole.")
+@click.option("--incremental", is_flag=True, help="Send of its drives what their topmost images hold.")
 @click.option("--detach", is_flag=True, help="Start it and return at once.")
 @json_option
 def migrate(
@@ -38,6 +40,8 @@ def migrate(
     downtime_limit: str | None,
     max_bandwidth: str | None,
     capabilities: tuple[str, ...],
+    block: bool,
+    incremental: bool,
     detach: bool,
     as_json: bool,
 ) -> int:
@@ -51,11 +55,12 @@ def migrate(
     given = {"downtime-limit": downtime_limit, "max-bandwidth": max_bandwidth}
     parameters = {name: parameter(name, text) for name, text in given.items() if text is not None}
     switched_on = [capability_name(name) for name in capabilities]
+    drives = {name: True for name, wanted in {"blk": block, "inc": incremental}.items() if wanted}
     with connected(qmp) as client:
         _prepare(client, parameters, switched_on)
         # From before the command is sent: a Ctrl-C that comes while it is carried out has to cancel as well.
         with _interruptions() as interrupted:
-            client.execute("migrate", uri=uri)
+            client.execute("migrate", uri=uri, **drives)
             if detach and not interrupted():
                 note(f"started; `whimbrel status --qmp {qmp}` tells how it stands")
                 return 0

@@ -72,12 +72,14 @@ class Capabilities(Section):
     multifd: bool = _works(
         "send pages over several connections; must be on at both ends, with the same multifd-channels", "QEMU 4.0"
     )
-    dirty_bitmaps: bool = _later("send the dirty bitmaps of drives along", "QEMU 2.12", "drives are not migrated")
+    dirty_bitmaps: bool = _later("send the dirty bitmaps of drives along", "QEMU 2.12", "drives have no dirty bitmaps")
     postcopy_blocktime: bool = _later(
         "measure how long post-copy blocks the guest", "QEMU 3.0", "there is no post-copy"
     )
     late_block_activate: bool = _later(
-        "take drives over only when the guest is told to run", "QEMU 3.0", "drives are not migrated"
+        "take drives over only when the guest is told to run",
+        "QEMU 3.0",
+        "drives are taken over before that",
     )
     x_ignore_shared: bool = _later(
         "leave out memory that both ends share", "QEMU 4.0", "all memory is sent, shared or not"

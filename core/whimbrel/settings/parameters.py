@@ -96,7 +96,7 @@ class Parameters(Section):
             f"Parameter 'max_cpu_throttle' expects {_MOST_THROTTLE.range_text}",
         ),
     )
-    refused: ClassVar[Mapping[str, str]] = {"block-bitmap-mapping": "drives are not migrated"}
+    refused: ClassVar[Mapping[str, str]] = {"block-bitmap-mapping": "drives have no dirty bitmaps"}
 
     announce_initial: int = setting(
         _bounded(0, 100_000, unit="ms"),
