@@ -116,10 +116,11 @@ def demonstrate(
         if transport == "unix":
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="whimbrel-"))
             incoming = f"unix:{Path(folder) / 'demo'}"
-        destination = stack.enter_context(
-            Child("destination", [*arguments, "--role", "destination", "--incoming", incoming], inbox)
-        )
-        source = stack.enter_context(Child("source", [*arguments, "--role", "source"], inbox))
+        with _uninterrupted():
+            destination = stack.enter_context(
+                Child("destination", [*arguments, "--role", "destination", "--incoming", incoming], inbox)
+            )
+            source = stack.enter_context(Child("source", [*arguments, "--role", "source"], inbox))
         progress = stack.enter_context(Progress(quiet=quiet))
         return _Demonstration(inbox, source, destination, progress, quiet=quiet).perform(size, parameters, timeout)
 
@@ -248,3 +249,20 @@ def _terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C and SIGTERM back: a child that is half made is ended by nobody."""
+    came: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _: came.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        signal.raise_signal(came[0])
