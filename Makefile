@@ -22,7 +22,7 @@ help: ## what there is
 demo: $(VENV)/wheel ## move 512 MiB under constant writes from one process to another, and compare every byte
 	$(VENV)/bin/whimbrel demo $(ARGS)
 
-test: $(VENV)/wheel qemu ## all tests but the long ones, on the wheel (under 5 minutes)
+test: $(VENV)/wheel qemu ## all tests but the long ones, on the wheel, on all cores (some 6 minutes on two)
 	WHIMBREL_TESTS_THE_WHEEL=1 $(PYTHON) -m pytest -n auto --dist worksteal -m "not long" $(ARGS)
 
 test-long: $(VENV)/wheel qemu ## the long ones
