@@ -32,6 +32,7 @@ from whimbrel.errors import ChannelLost, IncompatibleError, MigrationError, Plac
 from whimbrel.migration.machine import manager_for
 from whimbrel.plugins import PluginManager
 from whimbrel.settings import Settings
+from whimbrel.stream import ForwardingChannel
 from whimbrel.wire import ram as wire
 from whimbrel.wire import skeleton
 from whimbrel.wire.ram import ListedBlock
@@ -75,30 +76,20 @@ def inspect(
         return _Inspector(channel, settings, progress).run()
 
 
-class _Counted(Channel):
+class _Counted(ForwardingChannel):
     """`channel`, with what came out of it counted."""
 
-    duplex = False
-
     def __init__(self, channel: Channel) -> None:
-        self.peer, self._channel = channel.peer, channel
+        super().__init__(channel)
+        self.duplex = False
         self.count = 0
         self.ended = False
 
     def recv_into(self, buffer: Buffer) -> int:
-        count = self._channel.recv_into(buffer)
+        count = super().recv_into(buffer)
         self.count += count
         self.ended = count == 0
         return count
-
-    def send(self, data: Buffer) -> None:
-        self._channel.send(data)
-
-    def end_writing(self) -> None:
-        self._channel.end_writing()
-
-    def close(self) -> None:
-        self._channel.close()
 
 
 class _Inspector:

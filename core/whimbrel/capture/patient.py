@@ -6,6 +6,7 @@ import threading
 from typing import TYPE_CHECKING, Final
 
 from whimbrel.abc import Channel
+from whimbrel.stream import ForwardingChannel
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 _LOOK: Final = 1 << 16  # bytes that one look may bring
 
 
-class PatientChannel(Channel):
+class PatientChannel(ForwardingChannel):
     """`channel`, read by one thread. `close` from any thread; `rest` when nobody reads any more.
 
     A look that was given up waits on, on a thread of its own. What it brings is the next to be received, whoever asks:
@@ -21,8 +22,7 @@ class PatientChannel(Channel):
     """
 
     def __init__(self, channel: Channel) -> None:
-        self.peer, self.duplex = channel.peer, channel.duplex
-        self._channel = channel
+        super().__init__(channel)
         self._ahead = memoryview(b"")
         self._look: _Look | None = None
 
@@ -31,7 +31,7 @@ class PatientChannel(Channel):
         if len(self._ahead):
             return True
         if self._look is None:
-            self._look = _Look(self._channel)
+            self._look = _Look(self.inner)
         return self._look.done(seconds)
 
     def hung_up(self) -> bool:
@@ -39,7 +39,7 @@ class PatientChannel(Channel):
         if len(self._ahead):
             return False
         if self._look is None:
-            self._look = _Look(self._channel)
+            self._look = _Look(self.inner)
         return self._look.in_vain()
 
     def give_back(self, data: Buffer) -> None:
@@ -52,23 +52,15 @@ class PatientChannel(Channel):
         if not len(self._ahead):
             look, self._look = self._look, None
             if look is None:
-                return self._channel.recv_into(view)
+                return super().recv_into(view)
             self._ahead = look.result()
         count = min(len(view), len(self._ahead))
         view[:count], self._ahead = self._ahead[:count], self._ahead[count:]
         return count
 
-    def send(self, data: Buffer) -> None:
-        """Send through the channel."""
-        self._channel.send(data)
-
-    def end_writing(self) -> None:
-        """End writing in the channel."""
-        self._channel.end_writing()
-
     def close(self) -> None:
         """Close the channel; a look that waits in it ends soon."""
-        self._channel.close()
+        super().close()
 
     def rest(self) -> None:
         """Wait until nobody is in the channel any more, which must be closed."""

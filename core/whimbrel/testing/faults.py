@@ -24,6 +24,7 @@ import attrs
 
 from whimbrel.abc import Channel, Listener, Patience, Transport
 from whimbrel.errors import ChannelClosed, ChannelLost
+from whimbrel.stream import ForwardingChannel
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -41,29 +42,8 @@ class SupportsReset(Protocol):
         """Break the connection."""
 
 
-class ChannelWrapper(Channel):
-    """A channel that is another channel; the base of wrappers."""
-
-    def __init__(self, inner: Channel) -> None:
-        self.inner = inner
-        self.peer = inner.peer
-        self.duplex = inner.duplex
-
-    def recv_into(self, buffer: Buffer) -> int:
-        """Receive from the channel inside."""
-        return self.inner.recv_into(buffer)
-
-    def send(self, data: Buffer) -> None:
-        """Send to the channel inside."""
-        self.inner.send(data)
-
-    def end_writing(self) -> None:
-        """End writing inside."""
-        self.inner.end_writing()
-
-    def close(self) -> None:
-        """Close the channel inside."""
-        self.inner.close()
+class ChannelWrapper(ForwardingChannel):
+    """A channel that is another channel, and can be broken; the base of wrappers."""
 
     def reset(self) -> None:
         """Break the channel inside, or close it where it cannot be broken."""

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
 
 from whimbrel.abc import Channel
 from whimbrel.migration.quietly import quietly
-
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
+from whimbrel.stream import ForwardingChannel
 
 
-class Bundle(Channel):
+class Bundle(ForwardingChannel):
     """A migration's main channel, and its lanes, which are added as they come. Any thread may add and close."""
 
     def __init__(self, main: Channel) -> None:
-        self.peer, self.duplex = main.peer, main.duplex
-        self._main = main
+        super().__init__(main)
         self._lanes: list[Channel] = []
         self._deciding = threading.Lock()
         self._closed = False
@@ -30,23 +26,11 @@ class Bundle(Channel):
         if late:
             lane.close()
 
-    def recv_into(self, buffer: Buffer) -> int:
-        """Receive from the main channel."""
-        return self._main.recv_into(buffer)
-
-    def send(self, data: Buffer) -> None:
-        """Send through the main channel."""
-        self._main.send(data)
-
-    def end_writing(self) -> None:
-        """End writing in the main channel."""
-        self._main.end_writing()
-
     def close(self) -> None:
         """Close all of them, the main one first: its end tells a peer more than a lane's."""
         with self._deciding:
             self._closed = True
             lanes = list(self._lanes)
-        self._main.close()
+        super().close()
         for lane in lanes:
             quietly(lane.close, "closing a lane")
