@@ -63,6 +63,7 @@ __all__ = [
     "Slice",
     "StreamReader",
     "StreamWriter",
+    "Tally",
     "Transport",
     "TransportSpec",
 ]
@@ -294,6 +295,36 @@ class Progress:
     synced_dirty: int = 0  # bytes found dirty by all syncs so far, beyond those already known
 
 
+@attrs.define
+class Tally:
+    """How many units (pages, chunks) have gone or come, and a sum that tells which, in whatever order they did.
+
+    Equal at both ends if the same units went the same number of times. One thread, or under the owner's lock.
+    """
+
+    count: int = 0
+    sum: int = 0  # of a mixture of each unit's number and where it belongs, modulo 2**64
+
+    def add(self, where: int, numbers: npt.NDArray[np.integer[Any]]) -> None:
+        """Count the units of these numbers, of the place (a block, a drive) that `where` stands for."""
+        # The finaliser of SplitMix64: what differs in any bit differs in half of them.
+        mixed = numbers.astype(np.uint64) + np.uint64(where * _GOLDEN & _WORD)
+        for shift, factor in _SPLITMIX:
+            mixed ^= mixed >> shift
+            mixed *= factor
+        mixed ^= mixed >> np.uint64(31)
+        self.count += len(numbers)
+        self.sum = (self.sum + int(mixed.sum(dtype=np.uint64))) & _WORD
+
+
+_WORD = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+_SPLITMIX = (
+    (np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)),
+    (np.uint64(27), np.uint64(0x94D049BB133111EB)),
+)
+
+
 class SaveVMHandler(ABC):
     """Saves and loads one part of a machine as one FULL section (a device).
 
@@ -365,6 +396,10 @@ class IterableHandler(SaveVMHandler):
     def statistics(self) -> Mapping[str, Mapping[str, object]]:
         """Further members of query-migrate, by name (xbzrle-cache). Any thread, at any time."""
         return {}
+
+    def tally(self) -> Tally:
+        """What has been sent, or loaded, so far: both ends compare it before the source lets go. The engine's thread."""
+        return Tally()
 
     @abstractmethod
     def save_start(self, out: StreamWriter) -> None:

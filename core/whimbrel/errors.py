@@ -13,6 +13,7 @@
     ├── TrackerUnavailable             tracker           a dirty tracker cannot work here; says why
     ├── GuestError                     guest             the guest's own code raised
     ├── MonitorError                   monitor           the other side of a QMP connection said no
+    ├── JournalError                   journal           a machine's journal cannot be kept
     └── MigrationError                 migration         a migration ended without success
         ├── MigrationRefused           refused           before a byte was sent: blockers, checks, devices
         ├── MigrationCancelled         cancelled         somebody asked for it
@@ -58,6 +59,7 @@ __all__ = [
     "HandoverTimeout",
     "HandoverUndecided",
     "IncompatibleError",
+    "JournalError",
     "MigrationCancelled",
     "MigrationError",
     "MigrationRefused",
@@ -165,6 +167,12 @@ class MonitorError(WhimbrelError):
     def __init__(self, message: str, *, error_class: str = "GenericError", hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.error_class = error_class
+
+
+class JournalError(WhimbrelError):
+    """A machine's journal cannot be opened, read or written; what was to be recorded has not happened."""
+
+    code = "journal"
 
 
 @attrs.frozen

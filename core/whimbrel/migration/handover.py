@@ -1,29 +1,28 @@
-"""Who owns the machine: the two-phase switch, as one table for each side.
+"""Who owns the machine: one table of moves for each side, and what may cause each of them.
 
 The law: never two running. Safety needs no clock, since both sides stand still while it is undecided.
 
-Over a duplex channel (to a QEMU as well as to a whimbrel, since it uses nothing but PING, PONG, EOF and SHUT):
+How ownership passes is a *deal*, which depends on what the other side can do (`whimbrel.migration.deals`). They are all
+paths through the same two tables:
 
-1. the source stops its guest (FROZEN), sends what is left and all devices, and then `PING x`;
-2. the destination answers `PONG x` only when it has loaded and checked everything before it: PREPARED;
-3. the source, on that PONG, becomes RELEASED and only then writes EOF. Until RELEASED it may thaw at any time, for any
-   reason; from RELEASED on it never runs by itself, whatever the write returned;
-4. the destination starts on EOF, as OWNER, and says `SHUT 0`; on that the source is DONE.
+* **pairwise**, between two whimbrels: the destination is PREPARED once it holds everything and the digest agrees; the
+  source, RELEASED, says COMMIT until it is answered, over new connections if it must; the answer is RUNNING (DONE) or
+  REFUSE (the source is OWNER again);
+* **witness**, two whimbrels and a third place that both can reach: whoever writes its cell first is OWNER;
+* **proof**, with a QEMU: nothing but PING, PONG, EOF and SHUT. The PONG behind the devices is PREPARED, EOF is COMMIT;
+* **qemu**, QEMU's own timing, and **one way**, without a way back: RELEASED without a proof.
 
-If the link dies between 3 and 4, the source is RELEASED without an answer and the destination may be PREPARED without
-an order. Both keep what they have, both stand still, and both say so (`HandoverUndecided`): an operator decides.
+Whatever the deal, RELEASED is the point of no return: until then the source may thaw at any time, for any reason; from
+then on it never runs without the other side's or the witness's word, or an operator's, whatever a write returned.
 
-Without a way back there is no PREPARED: the source is RELEASED before it writes EOF, and the destination does not start
-by itself.
-
-A journal that survives a crash will record these same moves; `on_move` is its place.
+A journal hears of each move before it takes place (`on_move`) and may stop it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from enum import StrEnum
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, TypeAlias, TypeVar
 
 from whimbrel.errors import StateError
 
@@ -36,7 +35,8 @@ ROUND_PING: Final = 0x10000  # + the round's number
 class HandoverTiming(StrEnum):
     """When the source lets go."""
 
-    PROOF = "proof"  # once the destination has proved that it holds everything
+    AUTO = "auto"  # as safely as the other side can: pairwise with a whimbrel, by proof with a QEMU
+    PROOF = "proof"  # once the destination has proved that it holds everything, over one connection
     QEMU = "qemu"  # once the last byte is written, as QEMU does: a destination that refuses it then is a machine lost
 
 
@@ -46,8 +46,8 @@ class SourceOwnership(StrEnum):
     OWNER = "owner"  # run it
     FROZEN = "frozen"  # hold it still, or thaw
     PREPARED = "prepared"  # the destination has proved that it holds everything; hold still, or thaw
-    RELEASED = "released"  # nothing, ever
-    DONE = "done"  # nothing: the destination said that it runs
+    RELEASED = "released"  # nothing, unless the destination or the witness gives it back
+    DONE = "done"  # nothing: the destination said that it is its own
 
 
 class DestinationOwnership(StrEnum):
@@ -59,49 +59,82 @@ class DestinationOwnership(StrEnum):
     REFUSED = "refused"  # nothing: what was loaded is gone
 
 
-_S, _D = SourceOwnership, DestinationOwnership
+class Reason(StrEnum):
+    """What causes a move."""
 
-SOURCE_MOVES: Final[Mapping[SourceOwnership, frozenset[SourceOwnership]]] = {
-    _S.OWNER: frozenset({_S.FROZEN}),
-    _S.FROZEN: frozenset({_S.OWNER, _S.PREPARED, _S.RELEASED}),
-    _S.PREPARED: frozenset({_S.OWNER, _S.RELEASED}),
-    _S.RELEASED: frozenset({_S.DONE}),
-    _S.DONE: frozenset(),
-}
+    STOPPED = "the guest was stopped for the switchover"
+    THAWED = "the attempt failed or was cancelled"
+    PROVED = "the destination has proved that it holds everything"
+    LET_GO = "the order to start is about to be sent"
+    RUNNING = "the destination has said that it owns the machine"
+    REFUSE = "the destination has said that it has not run the machine and never will"
+    LOADED = "everything is here and has been checked"
+    FAILED = "loading failed, or the machine cannot be taken over"
+    ORDERED = "the source has ordered the start"
+    ABORTED = "the source has taken the machine back"
+    UNPROVED = "the source lets go without a proof"
+    WITNESS = "the witness has decided"
+    CRASHED = "the process that held the machine has ended"
+    OPERATOR = "an operator has said so"
 
-DESTINATION_MOVES: Final[Mapping[DestinationOwnership, frozenset[DestinationOwnership]]] = {
-    _D.LOADING: frozenset({_D.PREPARED, _D.REFUSED}),
-    _D.PREPARED: frozenset({_D.OWNER, _D.REFUSED}),
-    _D.OWNER: frozenset(),
-    _D.REFUSED: frozenset(),
-}
+
+_S, _D, _R = SourceOwnership, DestinationOwnership, Reason
 
 Side = TypeVar("Side", SourceOwnership, DestinationOwnership)
+Moves: TypeAlias = Mapping[Side, Mapping[Side, frozenset[Reason]]]
+
+SOURCE_MOVES: Final[Moves[SourceOwnership]] = {
+    _S.OWNER: {_S.FROZEN: frozenset({_R.STOPPED})},
+    _S.FROZEN: {
+        _S.OWNER: frozenset({_R.THAWED}),
+        _S.PREPARED: frozenset({_R.PROVED}),
+        _S.RELEASED: frozenset({_R.LET_GO, _R.CRASHED}),
+    },
+    _S.PREPARED: {
+        _S.OWNER: frozenset({_R.THAWED}),
+        _S.RELEASED: frozenset({_R.LET_GO, _R.CRASHED}),
+    },
+    _S.RELEASED: {
+        _S.DONE: frozenset({_R.RUNNING, _R.WITNESS}),
+        _S.OWNER: frozenset({_R.REFUSE, _R.WITNESS, _R.OPERATOR}),
+    },
+    _S.DONE: {_S.OWNER: frozenset({_R.OPERATOR})},
+}
+
+DESTINATION_MOVES: Final[Moves[DestinationOwnership]] = {
+    _D.LOADING: {
+        _D.PREPARED: frozenset({_R.LOADED}),
+        _D.REFUSED: frozenset({_R.FAILED, _R.CRASHED}),
+    },
+    _D.PREPARED: {
+        _D.OWNER: frozenset({_R.ORDERED, _R.UNPROVED, _R.WITNESS, _R.OPERATOR}),
+        _D.REFUSED: frozenset({_R.ABORTED, _R.FAILED, _R.WITNESS, _R.CRASHED, _R.OPERATOR}),
+    },
+    _D.OWNER: {},
+    _D.REFUSED: {},
+}
+
+OnMove: TypeAlias = Callable[[Side, Side, Reason], object]
 
 
 class Handover(Generic[Side]):
     """One side's ownership in one attempt. The caller holds its own lock where a move must be atomic with others."""
 
-    def __init__(
-        self,
-        start: Side,
-        moves: Mapping[Side, frozenset[Side]],
-        on_move: Callable[[Side, Side], object] = lambda _old, _new: None,
-    ) -> None:
+    def __init__(self, start: Side, moves: Moves[Side], on_move: OnMove[Side] = lambda _old, _new, _why: None) -> None:
         self._now: Side = start
-        self._moves: Mapping[Side, frozenset[Side]] = moves
-        self._on_move: Callable[[Side, Side], object] = on_move
+        self._moves: Moves[Side] = moves
+        self.on_move: OnMove[Side] = on_move
 
     @property
     def now(self) -> Side:
         """The ownership, as of the last move."""
         return self._now
 
-    def move(self, to: Side) -> None:
+    def move(self, to: Side, why: Reason) -> None:
         """Go to `to`; raises StateError for an illegal move. `on_move` is told first; if it raises, nothing moved."""
-        if to not in self._moves[self._now]:
-            raise StateError(f"ownership cannot go from {self._now} to {to}")
-        self._on_move(self._now, to)
+        if why not in self._moves[self._now].get(to, ()):
+            raise StateError(f"ownership cannot go from {self._now} to {to} because {why}")
+        self.on_move(self._now, to, why)
         self._now = to
 
 
@@ -116,9 +149,9 @@ def destination_handover() -> Handover[DestinationOwnership]:
 
 
 def last_word_timeout(limit: float) -> float:
-    """How long a side that may do nothing without the other's word waits for it, in seconds.
+    """How long a side that may do nothing without the other's word waits for it on one connection, in seconds.
 
     The source, RELEASED, waits for the destination to say that it runs; the destination, PREPARED, for the order to.
-    Nothing follows from the silence but that somebody has to decide.
+    Nothing follows from the silence but that another way has to be found, or somebody has to decide.
     """
     return limit or 10.0

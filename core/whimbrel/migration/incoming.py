@@ -9,6 +9,7 @@ operator's word about the source.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -17,9 +18,11 @@ from typing import Final
 from whimbrel.abc import Channel, Listener, Patience
 from whimbrel.errors import (
     ChannelError,
+    ChannelLost,
     HandoverUndecided,
     MigrationCancelled,
     MigrationError,
+    PeerRefused,
     Place,
     StateError,
     StreamError,
@@ -31,16 +34,23 @@ from whimbrel.migration.announce import Announcer
 from whimbrel.migration.answers import LINGER, answerer, refuse
 from whimbrel.migration.attempt import Attempt
 from whimbrel.migration.deadline import Deadline
+from whimbrel.migration.desk import Desk, HeldListener
 from whimbrel.migration.globalstate import GlobalStateHandler
-from whimbrel.migration.handover import DestinationOwnership, destination_handover, last_word_timeout
+from whimbrel.migration.handover import DestinationOwnership, Reason, destination_handover, last_word_timeout
+from whimbrel.migration.journal import Journal, new_mid
+from whimbrel.migration.keeper import Keeper
 from whimbrel.migration.lanes import Arriving, Expected, Gathered, accept, connecting
 from whimbrel.migration.loader import StreamLoader
+from whimbrel.migration.orders import Orders
 from whimbrel.migration.quietly import quietly
 from whimbrel.migration.savevm import Registry
 from whimbrel.migration.statistics import MigrationInfo
 from whimbrel.migration.status import DESTINATION_MOVES, MigrationStatus
 from whimbrel.plugins import PluginManager
 from whimbrel.stream import Reader, Replay
+from whimbrel.wire import handover
+from whimbrel.wire.commands import Attempt as AttemptCommand
+from whimbrel.wire.handover import Word, WordKind
 from whimbrel.wire.return_path import Message, Shut
 
 _log = logging.getLogger("whimbrel")
@@ -60,11 +70,19 @@ class IncomingMigration(Attempt):
     role = "destination"
     _cancelled_text = "the incoming migration was cancelled; the machine is as before"
 
-    def __init__(self, machine: BareMachine, plugins: PluginManager, listener: Listener, register: Registration, *,
-                 start: bool | None) -> None:  # fmt: skip
+    def __init__(self, machine: BareMachine, plugins: PluginManager, listener: Listener, register: Registration,
+                 journal: Journal, *, start: bool | None, pairwise: bool = True) -> None:  # fmt: skip
         super().__init__(machine, plugins, DESTINATION_MOVES, "whimbrel-incoming")
-        self._listener, self._register, self._start = listener, register, start
+        self._listener, self._register, self._start = HeldListener(listener), register, start
+        self._pairwise = pairwise
         self._ownership = destination_handover()
+        self._journal = journal
+        self._keeper = Keeper(journal, role=self.role, mid=new_mid(), peer=listener.uri, epoch=journal.epoch + 1)
+        self._ownership.on_move = self._ownership_moves
+        self._agreed: AttemptCommand | None = None
+        self._orders = Orders()
+        self._resolved = threading.Event()  # no longer PREPARED, or never to be
+        self._desk: Desk | None = None
         self._patience = Patience(FOR_EVER)
         self._registry: Registry | None = None
         self._loader: StreamLoader | None = None
@@ -99,6 +117,11 @@ class IncomingMigration(Attempt):
             failed_notifiers=self._failed_notifiers(),
         )
 
+    @property
+    def epoch(self) -> int:
+        """The epoch in which this side owns the machine, once it does."""
+        return self._keeper.epoch
+
     def cancel(self) -> bool:
         """Stop waiting or loading. False if it is too late: prepared, or ended. Returns at once."""
         with self._deciding:
@@ -108,7 +131,7 @@ class IncomingMigration(Attempt):
                 return False
             self._patience.cancelled.set()
             channel = self._channel
-        self._listener.close()
+        self._listener.let_go()
         if channel is not None:
             channel.close()
         return True
@@ -119,7 +142,7 @@ class IncomingMigration(Attempt):
         While the order to start may still come, this is also the word not to wait for it. Raises StateError if
         nothing is left undecided then: the order has come, or nothing was ever proved.
         """
-        self._decide(lambda: self._take_over(None))
+        self._decide(lambda: self._take_over(None, Reason.OPERATOR))
 
     def discard(self) -> None:
         """An operator's word that the source has the machine: drop the prepared one; incoming may be tried again.
@@ -130,12 +153,18 @@ class IncomingMigration(Attempt):
 
     def close(self) -> None:
         """End everything that still runs for this migration: the wait, the load, the announcing."""
-        super().close()
+        if not self.cancel():
+            self._orders.give(None)
+            self._hang_up()
+        self._thread.join()
+        if self._desk is not None:
+            self._desk.close()
         if self._announcer is not None:
             self._announcer.close()
 
     def _decide(self, action: Callable[[], None]) -> None:
         if self._ownership.now is DestinationOwnership.PREPARED and not self._status.now.finished:
+            self._orders.give(None)
             self._hang_up()
             self._thread.join()
         with self._machine.lock, self._deciding:
@@ -144,9 +173,7 @@ class IncomingMigration(Attempt):
             action()
 
     def _drop(self) -> None:
-        self._ownership.move(DestinationOwnership.REFUSED)
-        assert self._loader is not None, "prepared without a loader"
-        self._loader.rollback()
+        self._refuse(Reason.OPERATOR)
 
     # --------------------------------------------------------------------------------- the incoming thread
 
@@ -165,13 +192,19 @@ class IncomingMigration(Attempt):
             for _, handler in registry.iterable:
                 handler.await_lanes(self._lanes)
         loader = self._loader = StreamLoader(
-            self._machine, registry, reader, answer, on_prepared=self._prepared, method=gathered.method
+            self._machine,
+            registry,
+            reader,
+            answer,
+            on_prepared=self._prepared,
+            on_attempt=self._begin if self._pairwise else None,
+            method=gathered.method,
         )
         try:
             self._load_header(loader, channel)
             self._move(MigrationStatus.ACTIVE)
-            loader.load()
-            self._conclude(loader, channel, answer)
+            if self._load(loader):
+                self._conclude(loader, channel, answer)
         except MigrationError as exc:
             reason = self._lane_failure(exc)
             raise reason.at(Place(peer=channel.peer)) from reason.__cause__
@@ -218,11 +251,81 @@ class IncomingMigration(Attempt):
                     place=exc.place,
                 ) from exc
 
+    def _begin(self, attempt: AttemptCommand) -> None:
+        """The source offers to hand over in pairs, and says which attempt it is."""
+        self._keeper = Keeper(
+            self._journal,
+            role=self.role,
+            mid=attempt.mid,
+            peer=self._listener.uri,
+            epoch=attempt.epoch + 1,
+            deal="pairwise",
+        )
+        self._keeper.begin(DestinationOwnership.LOADING)
+        self._agreed = attempt
+        self._desk = Desk(self._listener.inner, self._answer_word, self._machine.settings.limits.header_timeout)
+        self._desk.open()
+
+    def _load(self, loader: StreamLoader) -> bool:
+        """Load everything; whether it is this connection that has brought the order to start."""
+        try:
+            loader.load()
+        except ChannelError as exc:
+            if self._agreed is None or self._ownership.now is not DestinationOwnership.PREPARED:
+                raise
+            _log.warning("the link has broken with the machine here, whole and stopped (%s): waiting for word", exc)
+            self._obey(self._orders.wait())
+            return False
+        return True
+
+    def _obey(self, order: WordKind | None) -> None:
+        """Do with the prepared machine what the source has ordered over whatever connection."""
+        match order:
+            case WordKind.COMMIT:
+                self._take_over(self._start, Reason.ORDERED)
+            case WordKind.ABORT:
+                self._refuse(Reason.ABORTED)
+                raise PeerRefused(
+                    "the source has taken the machine back, and what was loaded here is gone",
+                    hint="its own error says why; the machine goes on there",
+                )
+            case _:
+                raise ChannelLost("nobody waits for the order to start any longer")
+
+    def _answer_word(self, word: Word) -> Word | None:
+        """What to say to a word that came over a connection of its own. The desk's threads."""
+        agreed = self._agreed
+        if agreed is None or word.mid != agreed.mid:
+            return _from_the_records(self._journal, word)
+        if word.kind is WordKind.DONE:
+            if self._desk is not None:
+                self._desk.end()
+            return None
+        if self._ownership.now is DestinationOwnership.LOADING:
+            self._hang_up()  # the source has no more to say there
+        else:
+            self._orders.give(word.kind)
+            if not self._resolved.is_set():
+                self._hang_up()  # the order has come another way
+        self._resolved.wait(self._machine.settings.limits.header_timeout)
+        return self._standing(word)
+
+    def _standing(self, word: Word) -> Word | None:
+        match self._ownership.now:
+            case DestinationOwnership.OWNER:
+                return Word(WordKind.RUNNING, word.mid, self._keeper.epoch)
+            case DestinationOwnership.REFUSED:
+                return Word(WordKind.REFUSE, word.mid, word.epoch)
+        return None
+
     def _conclude(self, loader: StreamLoader, channel: Channel, answer: Callable[[Message], None] | None) -> None:
         """EOF has come: take over in the way that the source hands over (`whimbrel.migration.handover`)."""
+        if self._agreed is not None:
+            self._conclude_pairwise(loader, channel, answer)
+            return
         if loader.proved:
             # The source wrote EOF only after our proof: it is the order to start.
-            self._take_over(self._start)
+            self._take_over(self._start, Reason.ORDERED)
             with Deadline(LINGER, channel):
                 _try_to(lambda: answer(Shut(0)) if answer else None)
                 _try_to(loader.load_description)
@@ -233,14 +336,33 @@ class IncomingMigration(Attempt):
             if not channel.duplex:
                 # What brought the stream may still say that it was not the whole one: a program by its exit status.
                 self._expect_hang_up(channel)
-            self._take_over(bool(self._start))
+            self._take_over(bool(self._start), Reason.UNPROVED)
             return
         # A source that asked for no proof (QEMU) lets go by itself: it has, once it hangs up in order behind our SHUT,
         # and not if it does so before.
         loader.load_description()
         answer(Shut(0))
         self._expect_hang_up(channel)
-        self._take_over(self._start)
+        self._take_over(self._start, Reason.ORDERED)
+
+    def _conclude_pairwise(
+        self, loader: StreamLoader, channel: Channel, answer: Callable[[Message], None] | None
+    ) -> None:
+        """EOF is an order like the others. Say what has become of it, and hear that it was heard."""
+        assert answer is not None, "agreed without a way back"
+        agreed, reader = self._agreed, self._reader
+        assert agreed is not None, "concluded without an agreement"
+        assert reader is not None, "concluded before anything was read"
+        try:
+            self._obey(self._orders.give(WordKind.COMMIT))
+        finally:
+            if (word := self._standing(Word(WordKind.COMMIT, agreed.mid, agreed.epoch))) is not None:
+                _try_to(lambda: answer(word))
+                _try_to(lambda: answer(Shut(0 if word.kind is WordKind.RUNNING else 1)))
+        with Deadline(LINGER, channel):
+            _try_to(loader.load_description)
+            with suppress(ChannelError, StreamError):
+                self._answer_word(reader.parse(handover.parse_word()))
 
     def _expect_hang_up(self, channel: Channel) -> None:
         """Wait until the peer hangs up in order. Raises StreamError for more bytes, ChannelError if the link breaks."""
@@ -248,14 +370,22 @@ class IncomingMigration(Attempt):
         if len(self._reader.window(0)) or channel.recv_into(memoryview(bytearray(1))):
             raise StreamError("bytes came behind the end of the stream", place=Place(offset=self._reader.offset))
 
-    def _take_over(self, start: bool | None) -> None:
-        """The machine is ours: start it, or leave it paused."""
+    def _take_over(self, start: bool | None, why: Reason) -> None:
+        """The machine is ours: start it, or leave it paused.
+
+        In pairs a machine that cannot be ours is refused, which the source will hear.
+        """
         self._stop_waiting_for_the_order()
         assert self._global_state is not None, "taken over before anything was loaded"
         came = self._global_state.run_state
         goes_on = RunState.PAUSED if start is False else came
-        self._machine.drives.take_over()
-        self._ownership.move(DestinationOwnership.OWNER)
+        try:
+            self._machine.drives.take_over()
+        except StateError:
+            if self._agreed is not None and why is Reason.ORDERED:
+                self._refuse(Reason.FAILED)
+            raise
+        self._ownership.move(DestinationOwnership.OWNER, why)
         self._machine.arrive(goes_on)
         running = goes_on is RunState.RUNNING
         self._machine.notifiers.emit(Arrived(running=running))
@@ -269,7 +399,7 @@ class IncomingMigration(Attempt):
                 raise MigrationCancelled("cancelled before everything was here")
             if self._loader is not None and self._loader.proved:
                 self._machine.drives.refuse_unsent()
-            self._ownership.move(DestinationOwnership.PREPARED)
+            self._ownership.move(DestinationOwnership.PREPARED, Reason.LOADED)
         # From here on nobody runs, so the order must come soon, or somebody has to decide.
         assert self._channel is not None, "prepared without a channel"
         seconds = last_word_timeout(self._machine.settings.limits.handover_timeout)
@@ -283,19 +413,31 @@ class IncomingMigration(Attempt):
 
     def _settle(self, error: WhimbrelError | None, *, cancelled: bool) -> WhimbrelError | None:
         self._stop_waiting_for_the_order()
-        quietly(self._listener.close, "closing the listener")
+        if self._ownership.now is not DestinationOwnership.OWNER or self._agreed is None:
+            quietly(self._listener.let_go, "closing the listener")
+            if self._desk is not None:
+                self._desk.end()
         if self._lanes is not None:
             self._lanes.close()  # nothing is put back while they write
         if error is not None and self._ownership.now is DestinationOwnership.LOADING:
-            if self._loader is not None:
-                self._loader.rollback()
-            self._ownership.move(DestinationOwnership.REFUSED)
+            self._refuse(Reason.FAILED)
             if self._channel is not None and not cancelled:
                 quietly(partial(refuse, self._channel), "the channel")
         self._hang_up()
         if self._registry is not None:
             self._registry.finish()
         return None if error is None else self._judge(error)
+
+    def _refuse(self, why: Reason) -> None:
+        """Throw away what is here, for good."""
+        if self._loader is not None:
+            self._loader.rollback()
+        self._ownership.move(DestinationOwnership.REFUSED, why)
+
+    def _ownership_moves(self, old: DestinationOwnership, new: DestinationOwnership, why: Reason) -> None:
+        self._keeper.move(old, new, why)
+        if new is not DestinationOwnership.PREPARED:
+            self._resolved.set()
 
     def _downtime(self) -> float | None:
         return None
@@ -327,3 +469,15 @@ def _try_to(action: Callable[[], object]) -> None:
         action()
     except (ChannelError, StreamError) as exc:
         _log.warning("behind the end of the stream: %s", exc)
+
+
+def _from_the_records(journal: Journal, word: Word) -> Word | None:
+    """The answer to a word about an attempt that is not this one: whatever the journal has of it."""
+    record = journal.of(word.mid)
+    if word.kind is WordKind.DONE:
+        return None
+    if record is None or record.role != "destination":
+        return Word(WordKind.UNKNOWN, word.mid, word.epoch)
+    if record.ownership == DestinationOwnership.OWNER:
+        return Word(WordKind.RUNNING, word.mid, record.epoch)
+    return Word(WordKind.REFUSE, word.mid, word.epoch)

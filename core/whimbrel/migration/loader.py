@@ -12,14 +12,15 @@ from collections.abc import Callable
 from typing import Final, TypeVar
 from uuid import UUID
 
-from whimbrel.abc import SectionKind
+from whimbrel.abc import SectionKind, StreamReader
 from whimbrel.errors import IncompatibleError, MigrationError, Place, StreamError
 from whimbrel.machine import BareMachine
+from whimbrel.migration.digest import StreamDigest
 from whimbrel.migration.lanes.method import Method, check_announced
 from whimbrel.migration.savevm import Entry, Registry
-from whimbrel.stream import Reader
-from whimbrel.wire import commands, description, skeleton
-from whimbrel.wire.commands import Ping
+from whimbrel.stream import Reader, TappedReader
+from whimbrel.wire import commands, description, handover, skeleton
+from whimbrel.wire.commands import AnyCommand, Attempt, Digest, Ping
 from whimbrel.wire.order import SectionOrder
 from whimbrel.wire.return_path import Message, Pong, SwitchoverAck
 from whimbrel.wire.skeleton import Element
@@ -36,8 +37,9 @@ class StreamLoader:
     """Loads a stream; one thread, one use.
 
     `answer` sends a message on the return path (None where there is no way back), `method` is what lanes are to encode
-    with (None where there are none). After `load` the machine is
-    complete but not started; after any failure the caller calls `rollback`.
+    with (None where there are none). `on_attempt` is told which attempt this is, if the source offers to hand over in
+    pairs; without it the offer is not accepted. After `load` the machine is complete but not started; after any failure
+    the caller calls `rollback`.
     """
 
     def __init__(
@@ -48,11 +50,15 @@ class StreamLoader:
         answer: Callable[[Message], None] | None,
         *,
         on_prepared: Callable[[], None],
+        on_attempt: Callable[[Attempt], None] | None = None,
         method: Method | None = None,
     ) -> None:
         self._machine, self._registry, self._reader = machine, registry, reader
         self._answer = answer
-        self._on_prepared = on_prepared
+        self._on_prepared, self._on_attempt = on_prepared, on_attempt
+        self._digest = StreamDigest(registry)
+        self._attempt: Attempt | None = None
+        self._agreed = False  # what has come is what was sent
         self._method = method
         self._limits = machine.settings.limits
         self._order = SectionOrder(self._limits.sections)
@@ -129,7 +135,10 @@ class StreamLoader:
         elif self._acknowledge:
             self._acknowledge_switchover()
         entry = self._entries[header.section_id]
-        entry.handler.load(self._reader, kind, header.version_id)
+        reader: StreamReader = self._reader
+        if kind is SectionKind.FULL:
+            reader = TappedReader(reader, self._digest.devices)
+        entry.handler.load(reader, kind, header.version_id)
         self._reader.parse(skeleton.parse_section_footer(header.section_id))
         if kind in (SectionKind.END, SectionKind.FULL):
             self._ended.add(entry.section_id)
@@ -153,10 +162,19 @@ class StreamLoader:
     # -------------------------------------------------------------------------------------------- commands
 
     def _obey(self) -> None:
-        command = self._reader.parse(commands.parse_command())
-        if isinstance(command, Ping):
-            self._pong(command)
-            return
+        at = self._reader.offset - 1  # where its type byte is
+        command: AnyCommand = self._reader.parse(commands.parse_command())
+        match command:
+            case Ping():
+                self._pong(command)
+            case Attempt():
+                self._begin(command)
+            case Digest():
+                self._compare(command, at)
+            case _:
+                self._open_return_path()
+
+    def _open_return_path(self) -> None:
         if self._answer is None:
             raise StreamError("the source wants a return path, and this transport has no way back")
         if self.return_path_open:
@@ -166,10 +184,28 @@ class StreamLoader:
     def _pong(self, ping: Ping) -> None:
         if self._answer is None or not self.return_path_open:
             raise StreamError("a PING came without an open return path")
-        if self._devices_seen() and not self.prepared:
+        if ping.value == handover.OFFER and self._on_attempt is not None:
+            self._answer(Pong(handover.ACCEPT))
+        elif self._devices_seen() and not self.prepared:
+            if self._attempt is not None and not self._agreed:
+                raise StreamError("the source asks for the proof without having said what it has sent")
             self.proved = True
             self._prepare()
         self._answer(Pong(ping.value))
+
+    def _begin(self, attempt: Attempt) -> None:
+        if self._on_attempt is None or not self.return_path_open:
+            raise StreamError("the source says which attempt this is, and nobody has accepted its offer")
+        if self._attempt is not None or self.prepared or self._devices_seen():
+            raise StreamError("the source says too late, or twice, which attempt this is")
+        self._attempt = attempt
+        self._on_attempt(attempt)
+
+    def _compare(self, digest: Digest, at: int) -> None:
+        if self._attempt is None or self._agreed or not self._devices_seen():
+            raise StreamError("the source says what it has sent at the wrong time")
+        self._digest.compare(digest, at)
+        self._agreed = True
 
     def _acknowledge_switchover(self) -> None:
         if self._answer is not None and self.return_path_open:

@@ -24,6 +24,7 @@ from whimbrel.errors import (
     HandoverTimeout,
     HandoverUndecided,
     IncompatibleError,
+    JournalError,
     MigrationCancelled,
     MigrationError,
     MigrationRefused,
@@ -38,17 +39,21 @@ from whimbrel.machine.drives import Leaving
 from whimbrel.migration.attempt import Attempt, unexpected
 from whimbrel.migration.convergence import Convergence
 from whimbrel.migration.deadline import Deadline
+from whimbrel.migration.deals import LAST_WORDS, Deal, Link, OneWay, Pairwise, Proof, QemuTiming
 from whimbrel.migration.globalstate import RunStateCarrier
 from whimbrel.migration.handover import (
     FIRST_PING,
-    PROOF,
     ROUND_PING,
     HandoverTiming,
+    Reason,
     SourceOwnership,
     last_word_timeout,
     source_handover,
 )
+from whimbrel.migration.journal import Journal, new_mid
+from whimbrel.migration.keeper import Keeper
 from whimbrel.migration.lanes import Bundle, Departing, Method, connecting
+from whimbrel.migration.messenger import Messenger
 from whimbrel.migration.quietly import quietly
 from whimbrel.migration.return_path import ReturnPath
 from whimbrel.migration.rounds import Rounds
@@ -60,13 +65,12 @@ from whimbrel.migration.throttle import AutoConverge
 from whimbrel.migration.uri import Destination
 from whimbrel.plugins import PluginManager
 from whimbrel.stream import Pacer, Writer
-from whimbrel.wire import commands, multifd
+from whimbrel.wire import commands, handover, multifd
 
 _log = logging.getLogger("whimbrel")
 
 AGREEMENT: Final = 0.1  # seconds to wait after each round for the destination to agree to the switchover
 IDLE: Final = 0.01  # seconds between rounds that have nothing to send
-LAST_WORDS: Final = 0.2  # seconds to let a destination that hung up say why
 
 
 class OutgoingMigration(Attempt):
@@ -76,7 +80,8 @@ class OutgoingMigration(Attempt):
     _cancelled_text = "the migration was cancelled; the machine goes on here"
 
     def __init__(self, machine: BareMachine, plugins: PluginManager, destination: Destination, registry: Registry,
-                 global_state: RunStateCarrier, *, timing: HandoverTiming = HandoverTiming.PROOF) -> None:  # fmt: skip
+                 global_state: RunStateCarrier, journal: Journal, *, epoch: int,
+                 timing: HandoverTiming = HandoverTiming.AUTO) -> None:  # fmt: skip
         super().__init__(machine, plugins, SOURCE_MOVES, "whimbrel-migration")
         self._destination, self._registry, self._global_state = destination, registry, global_state
         self._timing, self._form = timing, machine.form()
@@ -85,6 +90,11 @@ class OutgoingMigration(Attempt):
         self._parameters = machine.settings.parameters
         self._limits = machine.settings.limits
         self._ownership = source_handover()
+        self._mid = new_mid()
+        self._keeper = Keeper(journal, role=self.role, mid=self._mid, peer=destination.uri, epoch=epoch)
+        self._ownership.on_move = self._ownership_moves
+        self._deal: Deal | None = None
+        self._telling: threading.Thread | None = None
         self._patience = Patience(self._limits.connect_timeout)
         self._stopping = threading.Event()  # there is no point in sending on; `_check` says why
         self._proceed = threading.Event()
@@ -134,6 +144,35 @@ class OutgoingMigration(Attempt):
             channel.close()
         return True
 
+    @property
+    def epoch(self) -> int:
+        """The epoch in which this side owns the machine, or last did."""
+        return self._keeper.epoch
+
+    def give_up(self) -> None:
+        """An operator's word that the destination's answer is not waited for any longer; waits for the end.
+
+        Only what comes behind the release is given up; before, this does nothing.
+        """
+        if self._released:
+            self._stop_asking()
+            self._thread.join()
+
+    @property
+    def telling(self) -> bool:
+        """Whether it still tells the destination that the machine is back here."""
+        return self._telling is not None and self._telling.is_alive()
+
+    def close(self) -> None:
+        """End it whatever that means, and wait for its thread."""
+        if not self.cancel():
+            self._stop_asking()
+            self._hang_up()
+        self._thread.join()
+        self._stop_asking()
+        if self._telling is not None:
+            self._telling.join()
+
     def proceed(self) -> None:
         """Go on from pre-switchover (migrate-continue). Raises StateError in any other state."""
         if self._status.now is not MigrationStatus.PRE_SWITCHOVER:
@@ -169,6 +208,8 @@ class OutgoingMigration(Attempt):
             self._return_path.start()
             saver.command(commands.OpenReturnPath())
             self._ping(saver, FIRST_PING)
+            if self._timing is HandoverTiming.AUTO:
+                self._ping(saver, handover.OFFER)
         if self._lanes is not None:
             self._agree_on_method()
             for _, handler in self._registry.iterable:
@@ -288,22 +329,61 @@ class OutgoingMigration(Attempt):
     def _switch_over(self, saver: StreamSaver) -> None:
         """Stop the guest, send the rest, and hand the machine over."""
         self._flush_shared_drives()  # what is left of it takes less time then, with the guest stopped
+        deal = self._deal = self._strike_deal(saver)
+        deal.begin()
         if self._capabilities.pause_before_switchover:
             self._freeze()
             self._pause()
         with self._machine.notifiers.held():
             if self._thaw_to is None:
                 self._freeze()
-            self._send_rest(saver)
+            self._send_rest(saver, deal)
             self._flush_shared_drives()
             self._release()
-            self._let_go(saver)
+            failure = self._let_go(deal)
+        if failure is not None:
+            self._hang_up()  # whatever the destination still waits for on this connection does not come
+            if (error := deal.after(failure)) is not None:
+                raise error
+        self._statistics.guest_resumed()
+
+    def _strike_deal(self, saver: StreamSaver) -> Deal:
+        """How the machine is handed over, as far as the destination goes along."""
+        assert self._channel is not None, "a deal with nobody"
+        link = Link(
+            channel=self._channel,
+            saver=saver,
+            out=self._out,
+            return_path=self._return_path,
+            ownership=self._ownership,
+            keeper=self._keeper,
+            mark=self._statistics.mark,
+            patience=last_word_timeout(self._limits.handover_timeout),
+        )
+        deal: Deal
+        if self._return_path is None:
+            deal = OneWay(link)
+        elif self._timing is HandoverTiming.QEMU:
+            deal = QemuTiming(link)
+        elif self._timing is HandoverTiming.AUTO and self._accepted(self._return_path):
+            attempt = commands.Attempt(self._mid, self._keeper.epoch)
+            again = Messenger(self._destination, self._limits.connect_timeout) if self._destination.spec.several else None
+            deal = Pairwise(link, attempt, saver.digest, again)
+        else:
+            deal = Proof(link)
+        self._keeper.deal = deal.name
+        return deal
+
+    def _accepted(self, return_path: ReturnPath) -> bool:
+        self._out.flush()
+        return_path.wait_pong(handover.OFFER)
+        return return_path.accepted
 
     def _freeze(self) -> None:
         self._statistics.guest_stopped()
         thaw_to = self._machine.freeze()
         self._thaw_to = thaw_to
-        self._ownership.move(SourceOwnership.FROZEN)
+        self._ownership.move(SourceOwnership.FROZEN, Reason.STOPPED)
         self._global_state.set(thaw_to)
         self._statistics.mark(Cause.STOP)
 
@@ -315,7 +395,7 @@ class OutgoingMigration(Attempt):
         self._move(MigrationStatus.DEVICE)
         self._statistics.mark(Cause.PAUSE)
 
-    def _send_rest(self, saver: StreamSaver) -> None:
+    def _send_rest(self, saver: StreamSaver, deal: Deal) -> None:
         """Send what is dirty and all devices, and have the destination prove that it holds them.
 
         The guest stands still, so there is a limit to it, however the destination or the link behave. It is the time
@@ -333,16 +413,7 @@ class OutgoingMigration(Attempt):
                 if self._lanes is not None:
                     self._lanes.drain()
                 mark(Cause.DEVICES)
-                if self._return_path is None or self._timing is HandoverTiming.QEMU:
-                    self._out.flush()
-                    mark(Cause.TRANSFER)
-                    return
-                self._ping(saver, PROOF)
-                self._out.flush()
-                mark(Cause.TRANSFER)
-                self._return_path.wait_pong(PROOF)
-                mark(Cause.CONFIRM)
-                self._ownership.move(SourceOwnership.PREPARED)
+                deal.prove()
             except MigrationError as exc:
                 if not deadline.passed or self._patience.cancelled.is_set():
                     raise
@@ -355,26 +426,13 @@ class OutgoingMigration(Attempt):
     def _part_ended(self, handler: IterableHandler) -> None:
         self._statistics.mark(Cause.DRIVES if handler.statistics_key == "disk" else Cause.RAM)
 
-    def _let_go(self, saver: StreamSaver) -> None:
-        """Tell the destination that the machine is its own, and hear that it runs."""
-        assert self._channel is not None, "released without a channel"
-        with Deadline(last_word_timeout(self._limits.handover_timeout), self._channel) as deadline:
-            try:
-                saver.finish()
-                self._out.flush()
-                self._statistics.mark(Cause.RELEASE)
-                if self._return_path is not None:
-                    self._return_path.wait_shut()
-                    self._ownership.move(SourceOwnership.DONE)
-                else:
-                    self._channel.end_writing()
-            except ChannelError as exc:
-                if not deadline.passed:
-                    raise
-                raise ChannelLost(
-                    f"its last word has not come within {deadline.seconds:.3g} s", place=exc.place
-                ) from exc
-        self._statistics.guest_resumed()
+    def _let_go(self, deal: Deal) -> MigrationError | None:
+        """Tell the destination that the machine is its own, and hear that it is; returns what went wrong."""
+        try:
+            deal.let_go()
+        except MigrationError as exc:
+            return exc
+        return None
 
     def _release(self) -> None:
         """The point of no return: after this the machine never runs here by itself."""
@@ -382,7 +440,7 @@ class OutgoingMigration(Attempt):
             self._check()
             if self._return_path is not None:
                 self._return_path.may_shut()
-            self._ownership.move(SourceOwnership.RELEASED)
+            self._ownership.move(SourceOwnership.RELEASED, Reason.LET_GO)
             self._machine.drives.release()
 
     def _flush_shared_drives(self) -> None:
@@ -400,11 +458,13 @@ class OutgoingMigration(Attempt):
         if self._released:
             quietly(self._machine.let_go, "letting go of the machine")
         elif self._thaw_to is not None:
+            refused = self._ownership.now is SourceOwnership.OWNER
             error = self._thaw(self._thaw_to) or error
-        if not cancelled:
+            if not cancelled and not refused:
+                error = self._best_reason(error)
+                error = error if self._return_path is None else _unproved(error)
+        elif not cancelled:
             error = self._best_reason(error)
-            if self._return_path is not None and self._thaw_to is not None and not self._released:
-                error = _unproved(error)
         self._hang_up()
         if self._return_path is not None:
             self._return_path.join()
@@ -412,15 +472,36 @@ class OutgoingMigration(Attempt):
             self._lanes.close()
         self._registry.finish()
         self._statistics.ended()
+        self._tell_thawed()
         return _undecided(error) if error is not None and self._released else error
+
+    def _tell_thawed(self) -> None:
+        """A destination that may be prepared is told that the machine is back here, beside whatever comes next."""
+        if self._deal is not None and self._deal.owes_a_word and self._ownership.now is SourceOwnership.OWNER:
+            self._telling = threading.Thread(target=self._deal.thawed, name="whimbrel-abort", daemon=True)
+            self._telling.start()
+
+    def _ownership_moves(self, old: SourceOwnership, new: SourceOwnership, why: Reason) -> None:
+        if why is Reason.REFUSE:
+            self._keeper.epoch += 2  # the destination's would have been the next
+        self._keeper.move(old, new, why)
+
+    def _stop_asking(self) -> None:
+        if self._deal is not None:
+            self._deal.stop()
 
     def _downtime(self) -> float | None:
         return self._statistics.downtime
 
     def _thaw(self, to: RunState) -> WhimbrelError | None:
-        self._ownership.move(SourceOwnership.OWNER)
         try:
+            if self._ownership.now is not SourceOwnership.OWNER:
+                self._ownership.move(SourceOwnership.OWNER, Reason.THAWED)
             self._machine.thaw(to)
+        except JournalError as exc:
+            # It must not run before that is written down: a restart would take it for frozen.
+            self._machine.thaw(RunState.PAUSED)
+            return exc
         except WhimbrelError as exc:
             return exc
         except BaseException as exc:  # noqa: BLE001 - the rest of the end must come all the same
@@ -434,11 +515,7 @@ class OutgoingMigration(Attempt):
         if self._return_path is None or not isinstance(error, ChannelError):
             return error
         try:
-            if self._return_path.wait_shut(timeout=LAST_WORDS) and self._released:
-                # Our last bytes were not all taken, and the destination runs: that is what was wanted.
-                self._ownership.move(SourceOwnership.DONE)
-                self._statistics.guest_resumed()
-                return None
+            self._return_path.wait_shut(timeout=LAST_WORDS)
         except ProtocolError as heard:
             return heard
         except MigrationError as heard:

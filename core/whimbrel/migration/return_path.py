@@ -15,7 +15,8 @@ from whimbrel.abc import Channel
 from whimbrel.errors import MigrationError, PeerRefused, Place, StreamError
 from whimbrel.migration.attempt import unexpected
 from whimbrel.stream import Reader
-from whimbrel.wire.return_path import Pong, Shut, SwitchoverAck, parse_message
+from whimbrel.wire.handover import ACCEPT, FROM_SOURCE, OFFER, Word
+from whimbrel.wire.return_path import Message, Pong, Shut, SwitchoverAck, parse_message
 
 
 class ReturnPath:
@@ -29,6 +30,8 @@ class ReturnPath:
         self._asked: dict[int, float] = {}  # when
         self._quickest = math.inf
         self._acknowledged = False
+        self._accepted = False
+        self._word: Word | None = None
         self._may_shut = False
         self._shut = False
         self._failure: MigrationError | None = None
@@ -61,6 +64,11 @@ class ReturnPath:
         with self._changed:
             self._asked[value] = time.monotonic()
 
+    @property
+    def accepted(self) -> bool:
+        """Whether the destination has accepted the OFFER; it has not, once the OFFER's own PONG is here without."""
+        return self._accepted
+
     def wait_acknowledged(self, timeout: float) -> bool:
         """Wait for the destination to say that it is ready for the switchover; False if it has not in time."""
         return self._wait(lambda: self._acknowledged, timeout)
@@ -82,6 +90,13 @@ class ReturnPath:
     def wait_shut(self, timeout: float | None = None) -> bool:
         """Wait for the destination's last word; False if it has not come in time. Raises the failure."""
         return self._wait(lambda: self._shut, timeout)
+
+    def wait_word(self) -> Word:
+        """Wait for the destination's word about ownership. Raises the failure, and StreamError for SHUT without one."""
+        self._wait(lambda: self._word is not None or self._shut, None)
+        if self._word is None:
+            raise StreamError("the destination has ended the way back without a word about the machine")
+        return self._word
 
     def _wait(self, done: Callable[[], bool], timeout: float | None) -> bool:
         with self._changed:
@@ -108,9 +123,13 @@ class ReturnPath:
             self._changed.notify_all()
         self._on_failure()
 
-    def _hear(self, message: Pong | Shut | SwitchoverAck) -> None:
+    def _hear(self, message: Message) -> None:
         with self._changed:
             match message:
+                case Pong(value) if value == ACCEPT and OFFER in self._asked:
+                    self._accepted = True
+                case Word():
+                    self._hear_word(message)
                 case Pong(value):
                     if value not in self._asked:
                         raise StreamError(f"the destination answered a PING that was never sent ({value:#x})")
@@ -135,3 +154,8 @@ class ReturnPath:
                         f"the destination failed (SHUT {value})", hint="its own error says why; the source goes on"
                     )
             self._changed.notify_all()
+
+    def _hear_word(self, word: Word) -> None:
+        if not (self._accepted and self._may_shut) or self._word is not None or word.kind in FROM_SOURCE:
+            raise StreamError(f"the destination says {word.kind.name} out of its turn")
+        self._word = word

@@ -10,11 +10,12 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 from whimbrel.abc import IterableHandler, SectionKind, Slice
+from whimbrel.migration.digest import StreamDigest
 from whimbrel.migration.savevm import Entry, Registry, write_section
 from whimbrel.migration.turns import Turns
-from whimbrel.stream import Writer
+from whimbrel.stream import TappedWriter, Writer
 from whimbrel.wire import commands, description, skeleton
-from whimbrel.wire.commands import OpenReturnPath, Ping
+from whimbrel.wire.commands import AnyCommand
 from whimbrel.wire.form import Form
 
 PAGE_SIZE: Final = 4096  # what the description tells; the wire format knows no other here
@@ -32,6 +33,7 @@ class StreamSaver:
         self._registry, self._form, self._out = registry, form, out
         self._described: list[Mapping[str, Any]] = []
         self._turns = Turns()
+        self.digest = StreamDigest(registry)
 
     def header(self) -> None:
         """Write the file header and the configuration."""
@@ -39,7 +41,7 @@ class StreamSaver:
         if self._form.configuration is not None:
             self._out.write(skeleton.configuration(self._form.configuration))
 
-    def command(self, command: OpenReturnPath | Ping) -> None:
+    def command(self, command: AnyCommand) -> None:
         """Write a command; between any two sections."""
         self._out.write(commands.encode(command))
 
@@ -66,8 +68,9 @@ class StreamSaver:
 
     def devices(self) -> None:
         """Write the FULL sections. The guest stands still."""
+        out = TappedWriter(self._out, self.digest.devices)
         for entry in self._registry.full:
-            described = self._section(entry, SectionKind.FULL, partial(entry.handler.save, self._out))
+            described = self._section(entry, SectionKind.FULL, partial(entry.handler.save, out))
             if described is not None:
                 self._described.append(described)
 

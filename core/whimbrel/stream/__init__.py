@@ -4,6 +4,7 @@ from whimbrel.stream.forwarding import ForwardingChannel
 from whimbrel.stream.pacing import Pacer
 from whimbrel.stream.reader import Reader
 from whimbrel.stream.replay import Replay
+from whimbrel.stream.tapped import TappedReader, TappedWriter
 from whimbrel.stream.writer import Writer
 
-__all__ = ["ForwardingChannel", "Pacer", "Reader", "Replay", "Writer"]
+__all__ = ["ForwardingChannel", "Pacer", "Reader", "Replay", "TappedReader", "TappedWriter", "Writer"]

@@ -1,4 +1,4 @@
-"""Messages of the return path, destination to source (wire format, section 6.2)."""
+"""Messages of the return path, destination to source (wire format, sections 6.2 and 11.2)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import attrs
 
 from whimbrel.abc import Parser
 from whimbrel.errors import StreamError
+from whimbrel.wire import handover
+from whimbrel.wire.handover import Word
 from whimbrel.wire.primitives import U16, U32, parse_u16
 
 
 class MessageType(IntEnum):
-    """The messages there are; `LENGTHS` has those that may come here."""
+    """The messages there are; `LENGTHS` has those that may come here. From 0x7700 on they are whimbrel's."""
 
     SHUT = 1
     PONG = 2
@@ -22,9 +24,15 @@ class MessageType(IntEnum):
     RECV_BITMAP = 5
     RESUME_ACK = 6
     SWITCHOVER_ACK = 7
+    WORD = 0x7701
 
 
-LENGTHS: Final = {MessageType.SHUT: 4, MessageType.PONG: 4, MessageType.SWITCHOVER_ACK: 0}
+LENGTHS: Final = {
+    MessageType.SHUT: 4,
+    MessageType.PONG: 4,
+    MessageType.SWITCHOVER_ACK: 0,
+    MessageType.WORD: handover.SIZE,
+}
 
 
 @attrs.frozen
@@ -46,7 +54,7 @@ class SwitchoverAck:
     """The destination is ready for the switchover (capability switchover-ack)."""
 
 
-Message: TypeAlias = Shut | Pong | SwitchoverAck
+Message: TypeAlias = Shut | Pong | SwitchoverAck | Word
 
 
 def encode(message: Message) -> bytes:
@@ -58,6 +66,8 @@ def encode(message: Message) -> bytes:
             return U16.pack(MessageType.PONG) + U16.pack(4) + U32.pack(value)
         case SwitchoverAck():
             return U16.pack(MessageType.SWITCHOVER_ACK) + U16.pack(0)
+        case Word():
+            return U16.pack(MessageType.WORD) + U16.pack(handover.SIZE) + handover.encode(message)
 
 
 def parse_message() -> Parser[Message]:
@@ -75,5 +85,7 @@ def parse_message() -> Parser[Message]:
     payload = yield length
     if kind is MessageType.SWITCHOVER_ACK:
         return SwitchoverAck()
+    if kind is MessageType.WORD:
+        return handover.decode(payload)
     value = int(U32.unpack(payload)[0])
     return Shut(value) if kind is MessageType.SHUT else Pong(value)

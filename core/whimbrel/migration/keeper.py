@@ -1,0 +1,80 @@
+"""Writes what becomes of one side's ownership in one attempt into the machine's journal, before it becomes so.
+
+What must be durable then and there is. Two moves need not be: FROZEN, which is made durable beside the sending of the
+rest (`settle` waits for that before the proof is asked for), and PREPARED, behind which a crash leads to the same as
+behind LOADING.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Final
+
+from whimbrel.errors import JournalError
+from whimbrel.migration.handover import DestinationOwnership, Reason, SourceOwnership
+from whimbrel.migration.journal import Journal, Record
+
+_NOTED: Final = frozenset({SourceOwnership.PREPARED, DestinationOwnership.PREPARED})
+
+
+class Keeper:
+    """The scribe of one side of the attempt `mid` with the other at `peer`. The caller's lock; `settle` from any thread.
+
+    `deal` and `epoch` are those of the records that are still to come.
+    """
+
+    def __init__(self, journal: Journal, *, role: str, mid: bytes, peer: str, epoch: int, deal: str = "") -> None:
+        self._journal, self._role, self._mid, self._peer = journal, role, mid, peer
+        self.epoch, self.deal = epoch, deal
+        self._failure: JournalError | None = None
+        self._syncing: threading.Thread | None = None
+
+    def begin(self, ownership: SourceOwnership | DestinationOwnership) -> None:
+        """Write down where this side begins. Raises JournalError."""
+        self._journal.append(self._record(ownership, ""))
+
+    def move(
+        self,
+        old: SourceOwnership | DestinationOwnership,  # noqa: ARG002 - the table has judged it already
+        new: SourceOwnership | DestinationOwnership,
+        why: Reason,
+    ) -> None:
+        """Write down a move that is about to take place. Raises JournalError; then it must not."""
+        record = self._record(new, why)
+        if new is SourceOwnership.FROZEN:
+            self._journal.note(record)
+            self._sync_beside()
+        elif new in _NOTED:
+            self._journal.note(record)
+        else:
+            self._journal.append(record)
+
+    def settle(self) -> None:
+        """Wait until everything noted so far is durable. Raises JournalError."""
+        if self._syncing is not None:
+            self._syncing.join()
+            self._syncing = None
+        if self._failure is not None:
+            raise self._failure
+
+    def _sync_beside(self) -> None:
+        if self._journal.path is not None:
+            self._syncing = threading.Thread(target=self._sync, name="whimbrel-journal", daemon=True)
+            self._syncing.start()
+
+    def _sync(self) -> None:
+        try:
+            self._journal.sync()
+        except JournalError as exc:
+            self._failure = exc
+
+    def _record(self, ownership: SourceOwnership | DestinationOwnership, why: str) -> Record:
+        return Record(
+            mid=self._mid.hex(),
+            role=self._role,
+            ownership=str(ownership),
+            epoch=self.epoch,
+            why=str(why),
+            peer=self._peer,
+            deal=self.deal,
+        )
