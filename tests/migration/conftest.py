@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import sys
 import threading
 import time
@@ -18,7 +19,7 @@ from whimbrel.abc import SectionKind
 from whimbrel.stream import Reader
 from whimbrel.testing.memory import ReplayChannel
 from whimbrel.testing.pair import Pair
-from whimbrel.wire import commands, description, ram, skeleton
+from whimbrel.wire import commands, description, handover, ram, skeleton
 
 PAGE = 4096
 LONG = 60.0  # seconds; only what hangs ever waits so long
@@ -245,7 +246,7 @@ def make_pair():
     made = []
 
     def make(build, **more):
-        pair = Pair(build, **more)
+        pair = Pair(build, **{"handover": "proof", **more})
         made.append(pair)
         return pair
 
@@ -285,7 +286,7 @@ def walk(data):
         found.append(one := Found(element.name, offset=offset))
         if element is skeleton.Element.COMMAND:
             command = reader.parse(commands.parse_command())
-            one.name = f"PING {command.value:#x}" if isinstance(command, commands.Ping) else "OPEN_RETURN_PATH"
+            one.name = f"PING {command.value:#x}" if isinstance(command, commands.Ping) else _name(command)
         elif element is not skeleton.Element.EOF:
             kind = skeleton.KIND_OF_ELEMENT[element]
             head = reader.parse(skeleton.parse_section_header(kind))
@@ -304,8 +305,17 @@ def walk(data):
     offset = reader.offset
     reader.parse(description.parse_and_skip(1 << 24))
     found.append(Found("VMDESCRIPTION", offset=offset, end=reader.offset))
+    if reader.offset < len(data):
+        offset = reader.offset
+        word = reader.parse(handover.parse_word())
+        found.append(Found(word.kind.name, offset=offset, end=reader.offset))
     assert reader.offset == len(data)
     return found
+
+
+def _name(command):
+    """The command's name in the wire format."""
+    return re.sub("(?<=[a-z])(?=[A-Z])", "_", type(command).__name__).upper()
 
 
 def _walk_ram(reader, kind, one, block):

@@ -274,6 +274,6 @@ def test_a_word_said_twice_or_too_early_is_no_word(make_pair, build, settings, m
     serving.start()
     pair.source.start()
     with pytest.raises(StreamError, match=words):
-        pair.source.migrate("memory:by hand").wait(LONG)
+        pair.source.migrate("memory:by hand", handover="proof").wait(LONG)
     serving.join(LONG)
     assert pair.source.run_state is RunState.RUNNING

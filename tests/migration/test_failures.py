@@ -101,7 +101,7 @@ def next_attempt_succeeds(pair, build, *, fresh_source=False):
 def test_nobody_answers(make_pair, build, settings, uri, words):
     pair = make_pair(build, settings=settings)
     pair.source.start()
-    outgoing = pair.source.migrate(uri)
+    outgoing = pair.source.migrate(uri, handover="proof")
     failed(outgoing, ConnectError, words)
     assert source_runs(pair, build)
     assert next_attempt_succeeds(pair, build)
@@ -161,7 +161,7 @@ def test_the_peer_goes_at_once_or_soon(make_pair, build, settings, how, read):
     pair.source.start()
     pair.forget_events()
     peer = Peer(pair, serve)
-    outgoing = pair.source.migrate("memory:by hand")
+    outgoing = pair.source.migrate("memory:by hand", handover="proof")
     error = failed(outgoing, ChannelLost)
     peer.thread.join()
     assert error.place.peer
@@ -217,7 +217,7 @@ def test_nonsense_on_the_way_back(make_pair, build, settings, what):
     pair = make_pair(build, settings=settings)
     pair.source.start()
     peer = Peer(pair, serve)
-    error = failed(pair.source.migrate("memory:by hand"), kind, words, "section return path")
+    error = failed(pair.source.migrate("memory:by hand", handover="proof"), kind, words, "section return path")
     peer.thread.join()
     assert error.place.offset is not None
     assert source_runs(pair, build)
@@ -255,7 +255,7 @@ def test_a_destination_that_does_not_prove_anything(make_pair, build, settings):
     pair.source.start()
     pair.forget_events()
     peer = Peer(pair, serve)
-    outgoing = pair.source.migrate("memory:by hand")
+    outgoing = pair.source.migrate("memory:by hand", handover="proof")
     failed(outgoing, HandoverTimeout, "has not proved within 0.05", "peer memory:by hand")
     assert source_runs(pair, build)
     leave.set()
@@ -278,7 +278,7 @@ def test_a_destination_that_gives_up_after_its_proof_keeps_the_source_from_runni
     pair = make_pair(build, settings=settings)
     pair.source.start()
     peer = Peer(pair, serve)
-    outgoing = pair.source.migrate("memory:by hand")
+    outgoing = pair.source.migrate("memory:by hand", handover="proof")
     failed(outgoing, HandoverUndecided, "last word has not come", "reclaim")
     peer.thread.join()
     assert outgoing.info.ownership == "released"
@@ -303,7 +303,7 @@ def test_what_comes_with_the_proof_decides_nothing(make_pair, build, settings, w
     pair = make_pair(build, settings=settings)
     pair.source.start()
     peer = Peer(pair, serve)
-    outgoing = pair.source.migrate("memory:by hand")
+    outgoing = pair.source.migrate("memory:by hand", handover="proof")
     with pytest.raises(MigrationError):
         outgoing.wait(LONG)
     peer.thread.join()

@@ -272,7 +272,7 @@ def test_transports_that_connect_once(two, build, settings, uri):
     pair = two(build, settings)
     pair.source.start()
     with pytest.raises(MigrationRefused, match="makes one connection only"):
-        pair.source.migrate(uri)
+        pair.source.migrate(uri, handover="proof")
     with pytest.raises(ConfigError, match="makes one connection only"):
         pair.destination.incoming(uri)
     assert pair.source.run_state is RunState.RUNNING

@@ -142,7 +142,7 @@ class World:
         if self.destination.run_state is RunState.PRELAUNCH:
             self.source.first.value, self.source.second.rest = 0xDEAD, b"12345"
         incoming = self.destination.incoming(self.uri)
-        outgoing = self.source.migrate(incoming.uri)
+        outgoing = self.source.migrate(incoming.uri, handover="proof")
         for migration in (outgoing, incoming):
             settle(migration, LONG)
         return incoming, outgoing

@@ -126,7 +126,7 @@ def test_an_unknown_scheme_lists_those_there_are(make_pair, build, settings, cal
 def test_what_is_no_uri_says_what_one_is(make_pair, build, settings, uri):
     pair = make_pair(build, settings=settings)
     with pytest.raises(ConfigError, match=r"SCHEME:ADDRESS.*schemes there are: .*memory.*tcp"):
-        pair.source.migrate(uri)
+        pair.source.migrate(uri, handover="proof")
     assert untouched(pair, RunState.PRELAUNCH)
 
 

@@ -71,14 +71,15 @@ class IncomingMigration(Attempt):
     _cancelled_text = "the incoming migration was cancelled; the machine is as before"
 
     def __init__(self, machine: BareMachine, plugins: PluginManager, listener: Listener, register: Registration,
-                 journal: Journal, *, start: bool | None, pairwise: bool = True) -> None:  # fmt: skip
+                 journal: Journal, *, start: bool | None, several: bool,
+                 on_epoch: Callable[[int], object]) -> None:  # fmt: skip
         super().__init__(machine, plugins, DESTINATION_MOVES, "whimbrel-incoming")
         self._listener, self._register, self._start = HeldListener(listener), register, start
-        self._pairwise = pairwise
+        self._several = several
         self._ownership = destination_handover()
         self._journal = journal
         self._keeper = Keeper(journal, role=self.role, mid=new_mid(), peer=listener.uri, epoch=journal.epoch + 1)
-        self._ownership.on_move = self._ownership_moves
+        self._ownership.on_move, self._on_epoch = self._ownership_moves, on_epoch
         self._agreed: AttemptCommand | None = None
         self._orders = Orders()
         self._resolved = threading.Event()  # no longer PREPARED, or never to be
@@ -116,11 +117,6 @@ class IncomingMigration(Attempt):
             ownership=str(self._ownership.now),
             failed_notifiers=self._failed_notifiers(),
         )
-
-    @property
-    def epoch(self) -> int:
-        """The epoch in which this side owns the machine, once it does."""
-        return self._keeper.epoch
 
     def cancel(self) -> bool:
         """Stop waiting or loading. False if it is too late: prepared, or ended. Returns at once."""
@@ -197,7 +193,7 @@ class IncomingMigration(Attempt):
             reader,
             answer,
             on_prepared=self._prepared,
-            on_attempt=self._begin if self._pairwise else None,
+            on_attempt=self._begin,
             method=gathered.method,
         )
         try:
@@ -218,6 +214,11 @@ class IncomingMigration(Attempt):
             uuid=connecting.uuid_of(self._machine),
             seconds=self._machine.settings.limits.header_timeout,
         )
+        if self._several:
+            self._desk = Desk(self._listener.inner, self._answer_word, self._machine.settings.limits.header_timeout)
+            self._desk.open()
+        else:
+            self._listener.let_go()
         with self._deciding:
             self._channel = gathered.bundle()
             if self._patience.cancelled.is_set():
@@ -263,8 +264,6 @@ class IncomingMigration(Attempt):
         )
         self._keeper.begin(DestinationOwnership.LOADING)
         self._agreed = attempt
-        self._desk = Desk(self._listener.inner, self._answer_word, self._machine.settings.limits.header_timeout)
-        self._desk.open()
 
     def _load(self, loader: StreamLoader) -> bool:
         """Load everything; whether it is this connection that has brought the order to start."""
@@ -436,6 +435,8 @@ class IncomingMigration(Attempt):
 
     def _ownership_moves(self, old: DestinationOwnership, new: DestinationOwnership, why: Reason) -> None:
         self._keeper.move(old, new, why)
+        if new is DestinationOwnership.OWNER:
+            self._on_epoch(self._keeper.epoch)
         if new is not DestinationOwnership.PREPARED:
             self._resolved.set()
 

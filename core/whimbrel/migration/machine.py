@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from pathlib import Path
 from uuid import UUID
 
 from whimbrel.errors import ConfigError, MigrationRefused, StateError, UnknownNameError
@@ -10,10 +12,12 @@ from whimbrel.machine.drives import Leaving
 from whimbrel.migration.globalstate import GlobalStateHandler, RunStateCarrier
 from whimbrel.migration.handover import HandoverTiming
 from whimbrel.migration.incoming import IncomingMigration
+from whimbrel.migration.journal import Journal, Record
 from whimbrel.migration.lanes import Method
 from whimbrel.migration.lanes.connecting import missing_lanes
 from whimbrel.migration.outgoing import OutgoingMigration, refuse_if_impossible
 from whimbrel.migration.savevm import Registry
+from whimbrel.migration.standing import Standing, Verdict, settle
 from whimbrel.migration.uri import Destination, resolve
 from whimbrel.plugins import PluginManager
 from whimbrel.settings import Settings
@@ -46,23 +50,117 @@ class Machine(BareMachine):
         self.notifiers.add(self.plugins.notify)
         self._outgoing: OutgoingMigration | None = None
         self._incoming: IncomingMigration | None = None
+        self._telling: list[OutgoingMigration] = []  # earlier ones that still tell their destination that they failed
         self._closing = False
+        self._journal = Journal()
+        self._epoch = 0
+        self._standing = Standing.of(self._journal)
 
     @property
     def migration(self) -> OutgoingMigration | IncomingMigration | None:
         """The current migration, or the last one, or None."""
         return self._outgoing or self._incoming
 
+    @property
+    def journal(self) -> Journal:
+        """The records of who owned this machine when; in memory, unless `keep_journal` was called."""
+        return self._journal
+
+    @property
+    def standing(self) -> Standing:
+        """What the journal said of this machine when it was opened."""
+        return self._standing
+
+    @property
+    def epoch(self) -> int:
+        """The epoch in which this machine is owned here, or last was; 0 before. It grows with every change of owner."""
+        with self.lock:
+            return self._epoch
+
+    def keep_journal(self, folder: Path | str) -> Standing:
+        """Write down in `folder`, durably, who owns this machine, so that a crash does not forget it.
+
+        Returns what is written there already; a machine that may not start by that raises StateError at `start`.
+        Raises StateError once it has started or waits for another, JournalError if another process holds the journal,
+        if it is damaged or if the storage fails.
+        """
+        with self.lock:
+            self.check_may_change()
+            journal = Journal.open(Path(folder), self.name)
+            self._journal.close()
+            self._journal = journal
+            self._standing = Standing.of(journal)
+            self._epoch = journal.epoch
+            return self._standing
+
+    def start_afresh(self) -> None:
+        """An operator's word that no other copy of this machine runs or ever will: start it, whatever the journal says."""
+        with self.lock:
+            self._standing = Standing(Verdict.FRESH)
+            self.start()
+
+    def settle_standing(self, stopped: threading.Event) -> Standing:
+        """Where the journal says that the destination has to be asked, ask it until it answers, or until `stopped`.
+
+        The machine that was being handed over is gone here, with its process; if the destination holds it whole, it is
+        ordered to run it. Returns what stands from then on, which is written down; unchanged if nobody was asked or
+        nobody has answered. Raises ConfigError if the destination's URI is not one any more. Blocks; any thread.
+        """
+        standing = settle(self._standing, self._journal, self.plugins, self.settings.limits.connect_timeout, stopped)
+        with self.lock:
+            self._standing = standing
+        return standing
+
+    def start(self) -> None:
+        """Run the machine, as `BareMachine.start` says.
+
+        Raises StateError also where the journal says that it is not, or may not be, this side's; JournalError, and it
+        does not run, where it cannot be written down that it does.
+        """
+        with self.lock:
+            last = self._journal.last
+            if self.run_state is RunState.PAUSED and (last is None or last.ownership != "owner"):
+                self._own("started")
+            super().start()
+
+    def power_on(self) -> None:
+        """Fill a fresh machine, once, if the journal says that it may start here."""
+        with self.lock:
+            if not self._powered:
+                self._standing.check_may_start()
+                self._own("powered on")
+            super().power_on()
+
+    def reclaim(self) -> None:
+        """An operator's word that no other copy of this machine runs or ever will: postmigrate becomes paused.
+
+        The destination's answer is not waited for any longer then.
+        """
+        outgoing = self._outgoing
+        if outgoing is not None:
+            outgoing.give_up()
+        with self.lock:
+            super().reclaim()
+            self._own("an operator has said so")
+
+    def _own(self, why: str) -> None:
+        """Write down that this side owns the machine, in a new epoch. Raises JournalError."""
+        epoch = self._journal.epoch + 1
+        self._journal.append(Record(mid="", role="machine", ownership="owner", epoch=epoch, why=why))
+        self._epoch = epoch
+
     def migrate(self, uri: str, *, block: bool = False, incremental: bool = False,
-                handover: str = HandoverTiming.PROOF) -> OutgoingMigration:  # fmt: skip
+                handover: str = HandoverTiming.AUTO) -> OutgoingMigration:  # fmt: skip
         """Begin to move this machine to `uri`; returns at once.
 
         With `block` its drives go along, with `incremental` only what is allocated of them, since the destination has
         the rest; the capability `block` and the parameter `block-incremental` mean the same. Without, both sides must
         have the same images, and only their locks pass.
 
-        `handover` is "proof" (the destination proves that it holds everything before it may run, which a QEMU does
-        too) or "qemu": QEMU's own timing, in which a destination that fails late has lost the machine.
+        `handover` is "auto" (as safely as the destination can: between two whimbrels in pairs, where the order to start
+        is repeated until it is answered, and by proof with a QEMU), "proof" (the destination proves over this one
+        connection that it holds everything before it may run), or "qemu": QEMU's own timing, in which a destination
+        that fails late has lost the machine.
 
         Raises StateError while another migration runs or where there is nothing to move, ConfigError for a URI that
         cannot be, MigrationRefused with every reason against it. Nothing has been touched then. A machine that was
@@ -80,7 +178,19 @@ class Machine(BareMachine):
             except BaseException:
                 registry.finish()
                 raise
-            self._outgoing = OutgoingMigration(self, self.plugins, destination, registry, global_state, timing=timing)
+            if self._outgoing is not None:
+                self._telling = [each for each in (*self._telling, self._outgoing) if each.telling]
+            self._outgoing = OutgoingMigration(
+                self,
+                self.plugins,
+                destination,
+                registry,
+                global_state,
+                self._journal,
+                epoch=self._epoch,
+                on_epoch=self._now_in,
+                timing=timing,
+            )
             self._outgoing.start()
             return self._outgoing
 
@@ -110,7 +220,18 @@ class Machine(BareMachine):
             except BaseException:
                 listener.close()
                 raise
-            self._incoming = IncomingMigration(self, self.plugins, listener, self._register, start=start)
+            if self._incoming is not None:
+                self._incoming.close()
+            self._incoming = IncomingMigration(
+                self,
+                self.plugins,
+                listener,
+                self._register,
+                self._journal,
+                start=start,
+                several=destination.spec.several,
+                on_epoch=self._now_in,
+            )
             self._incoming.start()
             return self._incoming
 
@@ -126,11 +247,15 @@ class Machine(BareMachine):
         """
         with self.lock:
             self._closing = True  # from here on none begins
-            attempts = (self._outgoing, self._incoming)
+            attempts = (*self._telling, self._outgoing, self._incoming)
         for attempt in attempts:
             if attempt is not None:
                 attempt.close()
         super().close()
+        self._journal.close()
+
+    def _now_in(self, epoch: int) -> None:
+        self._epoch = epoch
 
     def _refuse_without_lanes(self, destination: Destination) -> None:
         if self.settings.capabilities.multifd:

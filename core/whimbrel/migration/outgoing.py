@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+from collections.abc import Callable
 from functools import partial
 from typing import Final
 
@@ -80,7 +81,7 @@ class OutgoingMigration(Attempt):
     _cancelled_text = "the migration was cancelled; the machine goes on here"
 
     def __init__(self, machine: BareMachine, plugins: PluginManager, destination: Destination, registry: Registry,
-                 global_state: RunStateCarrier, journal: Journal, *, epoch: int,
+                 global_state: RunStateCarrier, journal: Journal, *, epoch: int, on_epoch: Callable[[int], object],
                  timing: HandoverTiming = HandoverTiming.AUTO) -> None:  # fmt: skip
         super().__init__(machine, plugins, SOURCE_MOVES, "whimbrel-migration")
         self._destination, self._registry, self._global_state = destination, registry, global_state
@@ -92,7 +93,7 @@ class OutgoingMigration(Attempt):
         self._ownership = source_handover()
         self._mid = new_mid()
         self._keeper = Keeper(journal, role=self.role, mid=self._mid, peer=destination.uri, epoch=epoch)
-        self._ownership.on_move = self._ownership_moves
+        self._ownership.on_move, self._on_epoch = self._ownership_moves, on_epoch
         self._deal: Deal | None = None
         self._telling: threading.Thread | None = None
         self._patience = Patience(self._limits.connect_timeout)
@@ -143,11 +144,6 @@ class OutgoingMigration(Attempt):
         if channel is not None:
             channel.close()
         return True
-
-    @property
-    def epoch(self) -> int:
-        """The epoch in which this side owns the machine, or last did."""
-        return self._keeper.epoch
 
     def give_up(self) -> None:
         """An operator's word that the destination's answer is not waited for any longer; waits for the end.
@@ -484,6 +480,7 @@ class OutgoingMigration(Attempt):
     def _ownership_moves(self, old: SourceOwnership, new: SourceOwnership, why: Reason) -> None:
         if why is Reason.REFUSE:
             self._keeper.epoch += 2  # the destination's would have been the next
+            self._on_epoch(self._keeper.epoch)
         self._keeper.move(old, new, why)
 
     def _stop_asking(self) -> None:

@@ -81,8 +81,10 @@ class Pair:
         settings: Settings | None = None,
         destination_settings: Settings | None = None,
         plugins: Sequence[object] = (),
+        handover: str = "auto",
     ) -> None:
         self.uri = uri
+        self.handover = handover
         self.faults = Faults()
         self.channel: FaultyChannel | None = None
         self.recorded: RecordingChannel | None = None
@@ -102,7 +104,7 @@ class Pair:
         self.channel = self.recorded = None
         incoming = self.destination.incoming(self.uri, start=start)
         try:
-            return incoming, self.source.migrate(incoming.uri)
+            return incoming, self.source.migrate(incoming.uri, handover=self.handover)
         except BaseException:
             incoming.close()
             raise
