@@ -325,7 +325,7 @@ def test_any_value_is_stored_or_refused(name, value):
 
 
 def test_own_defaults():
-    assert Backends().as_dict() == {"dirty-tracker": "auto", "memory": "anonymous"}
+    assert Backends().as_dict() == {"dirty-tracker": "auto", "memory": "anonymous", "verbs-provider": "auto"}
     assert PluginChoices().as_dict() == {
         "notifiers": (), "active": (), "savevm": ("ram", "block", "devices"), "disable": (), "prefer": {}
     }  # fmt: skip

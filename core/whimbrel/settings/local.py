@@ -166,6 +166,11 @@ class Backends(Section):
         "anonymous",
         'where memory comes from: of this process alone, shareable with others ("memfd"), or a file',
     )
+    verbs_provider: str = setting(
+        _Name(),
+        "auto",
+        'what carries one-sided writes (rdma): the name of a verbs provider, or "auto" for the best that works',
+    )
 
 
 @attrs.define(kw_only=True, on_setattr=judged)
