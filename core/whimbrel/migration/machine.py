@@ -178,6 +178,12 @@ def _timing(name: str) -> HandoverTiming:
 
 
 def manager_for(settings: Settings) -> PluginManager:
-    """A plugin manager as `[plugins]` says."""
+    """A plugin manager as `[plugins]` and `[backends]` say."""
     chosen = settings.plugins
-    return PluginManager(disable=chosen.disable, active=chosen.active, notifiers=chosen.notifiers, prefer=chosen.prefer)
+    return PluginManager(
+        disable=chosen.disable,
+        active=chosen.active,
+        notifiers=chosen.notifiers,
+        prefer=chosen.prefer,
+        verbs_provider=settings.backends.verbs_provider,
+    )
