@@ -330,8 +330,9 @@ def test_own_defaults():
         "notifiers": (), "active": (), "savevm": ("ram", "block", "devices"), "disable": (), "prefer": {}
     }  # fmt: skip
     assert Limits().as_dict() == {
-        "connect-timeout": 10.0, "header-timeout": 10.0, "handover-timeout": 0.0, "sections": 4096,
-        "blocks": 4096, "description": 16 << 20,
+        "connect-timeout": 10.0, "header-timeout": 10.0, "handover-timeout": 0.0,
+        "idle-timeout": 30.0, "sections": 4096, "blocks": 4096, "description": 16 << 20, "device-section": 16 << 20, "device-sections": 64 << 20,
+        "zstd-window": 8 << 20,
     }  # fmt: skip
 
 

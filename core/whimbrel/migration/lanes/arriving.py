@@ -119,6 +119,7 @@ class Arriving:
     def _take(self, lane: _Lane, sink: PageSink) -> bool:
         """Take the packet whose header has come; False if there is no point in going on."""
         packet = lane.parse()
+        lane.check_fresh(packet)
         if packet.block:
             with self._changed:
                 if self._complete:
@@ -178,6 +179,7 @@ class _Lane:
         self._room: ByteArray | None = None  # for an encoded payload, or for pages that lie apart
         self._pages: ByteArray | None = None
         self._received = multifd.INIT_SIZE
+        self._number = -1  # of the last packet that said anything
 
     @property
     def place(self) -> Place:
@@ -202,6 +204,19 @@ class _Lane:
     def parse(self) -> Packet:
         """The packet whose header has come. Raises StreamError."""
         return multifd.parse_packet(self._header, self._bits)
+
+    def check_fresh(self, packet: Packet) -> None:
+        """Raise StreamError for a packet that has come already: numbers rise on each lane.
+
+        One that says nothing is passed over: a QEMU 7.2 sends such with the number of the one before.
+        """
+        if not packet.block and not packet.sync:
+            return
+        if packet.number <= self._number:
+            raise StreamError(
+                f"packet {packet.number} came behind packet {self._number}", hint="a packet may come once, in order"
+            )
+        self._number = packet.number
 
     def take(self, packet: Packet, sink: PageSink) -> None:
         """Receive the payload and put all pages where they belong. Raises StreamError and ChannelError."""
