@@ -385,6 +385,19 @@ def test_a_codec_that_the_destination_is_not_set_to(two, build, settings, other)
     assert outgoing.info.ram.multifd_bytes == 0, "not a byte of RAM has moved"
 
 
+def test_a_codec_that_nobody_answers_for(two, build, settings):
+    settings.limits.idle_timeout = 0.2
+    settings.parameters.multifd_compression = "invert"
+    pair = two(build, settings, plugins=((Stranger(),), ()))
+    pair.source.start()
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        outgoing = pair.source.migrate(f"tcp:127.0.0.1:{deaf.getsockname()[1]}")
+        with pytest.raises(ChannelLost, match="no byte and brought no answer"):
+            outgoing.wait(LONG)
+    assert outgoing.info.ram.multifd_bytes == 0
+    assert pair.source.run_state is RunState.RUNNING
+
+
 def test_a_codec_that_the_source_is_not_set_to(two, build, settings):
     there = settings.copy()
     there.parameters.multifd_compression = "invert"

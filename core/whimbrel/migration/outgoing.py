@@ -48,6 +48,7 @@ from whimbrel.migration.handover import (
     last_word_timeout,
     source_handover,
 )
+from whimbrel.migration.idle import IdleWatch
 from whimbrel.migration.lanes import Bundle, Departing, Method, connecting
 from whimbrel.migration.quietly import quietly
 from whimbrel.migration.return_path import ReturnPath
@@ -94,6 +95,7 @@ class OutgoingMigration(Attempt):
         if self._method is not None:
             self._form = self._method.announced_in(self._form)
         self._lanes: Departing | None = None
+        self._idle: IdleWatch | None = None
         self._statistics = Statistics()
         throttle = AutoConverge(self._parameters, self._throttle) if self._capabilities.auto_converge else None
         self._convergence = Convergence(self._parameters, self._statistics, machine.notifiers.emit, throttle)
@@ -159,6 +161,7 @@ class OutgoingMigration(Attempt):
         if not channel.duplex and (problems := self._destination.missed_way_back(self._capabilities)):
             raise MigrationRefused("; ".join(problems))
         out = self._out = Writer(channel)
+        idle = self._idle = IdleWatch(self._limits.idle_timeout, bundle, self._moved).start()
         saver = StreamSaver(self._registry, self._form, out)
         saver.header()
         if self._method is not None:
@@ -169,13 +172,14 @@ class OutgoingMigration(Attempt):
             self._return_path.start()
             saver.command(commands.OpenReturnPath())
             self._ping(saver, FIRST_PING)
-        if self._lanes is not None:
-            self._agree_on_method()
-            for _, handler in self._registry.iterable:
-                handler.use_lanes(self._lanes)
-            self._lanes.start()
-        saver.start()
-        out.flush()
+        with idle:
+            if self._lanes is not None:
+                self._agree_on_method()
+                for _, handler in self._registry.iterable:
+                    handler.use_lanes(self._lanes)
+                self._lanes.start()
+            saver.start()
+            out.flush()
         handlers = [handler for _, handler in self._registry.iterable]
         keyed = {handler.statistics_key: handler.progress for handler in handlers if handler.statistics_key}
         self._statistics.setup_ended(
@@ -212,6 +216,8 @@ class OutgoingMigration(Attempt):
         try:
             self._return_path.wait_pong(FIRST_PING)
         except MigrationError as exc:
+            if self._silent():
+                raise
             raise IncompatibleError(
                 f"the destination has not agreed to multifd-compression {self._method.name!r}: {exc}",
                 hint="it must have that codec too, and be set to it; its own error says more",
@@ -220,7 +226,8 @@ class OutgoingMigration(Attempt):
 
     def _go_rounds(self, saver: StreamSaver) -> None:
         """Send what is dirty, again and again, until it is time to stop the guest."""
-        out = self._out
+        out, idle = self._out, self._idle
+        assert idle is not None, "rounds before the setup"
         pacer = Pacer(
             limit=lambda: self._parameters.max_bandwidth,
             sent=lambda: out.offset + (0 if self._lanes is None else self._lanes.committed),
@@ -236,6 +243,7 @@ class OutgoingMigration(Attempt):
             self._parameters,
             sync=self._sync,
             drain=partial(self._drain, saver),
+            waiting=idle,
         )
         for round_ in rounds:
             self._convergence.heard(round_)
@@ -243,6 +251,15 @@ class OutgoingMigration(Attempt):
                 return
             if not round_.remaining:
                 self._stopping.wait(IDLE)
+
+    def _moved(self) -> object:
+        """How far the link is, for the watch that looks whether it has fallen silent."""
+        lanes, heard = self._lanes, self._return_path
+        return self._out.offset, 0 if lanes is None else lanes.sent, 0 if heard is None else heard.heard
+
+    def _silent(self) -> bool:
+        """Whether the channel was closed because the link has fallen silent."""
+        return self._idle is not None and self._idle.passed
 
     def _drain(self, saver: StreamSaver) -> None:
         """What the link's buffers hold is not yet there; with a way back, wait until it is."""
@@ -406,6 +423,8 @@ class OutgoingMigration(Attempt):
             if self._return_path is not None and self._thaw_to is not None and not self._released:
                 error = _unproved(error)
         self._hang_up()
+        if self._idle is not None:
+            self._idle.end()
         if self._return_path is not None:
             self._return_path.join()
         if self._lanes is not None:
@@ -429,6 +448,8 @@ class OutgoingMigration(Attempt):
 
     def _best_reason(self, error: WhimbrelError | None) -> WhimbrelError | None:
         """A broken channel is often the effect of what the return path has heard, or is about to hear."""
+        if self._silent() and isinstance(error, ChannelError):
+            return _fallen_silent(self._limits.idle_timeout, error.place)
         if self._lanes is not None and self._lanes.failure is not None and isinstance(error, ChannelError):
             error = self._lanes.failure
         if self._return_path is None or not isinstance(error, ChannelError):
@@ -481,6 +502,15 @@ class OutgoingMigration(Attempt):
         self._registry.sync()
         self._statistics.synced()
         self._machine.notifiers.emit(RoundStarted(number=self._statistics.syncs))
+
+
+def _fallen_silent(seconds: float, place: Place) -> ChannelLost:
+    return ChannelLost(
+        f"the link has taken no byte and brought no answer for {seconds:.3g} s",
+        hint="the guest goes on here; [limits] idle-timeout says how long to wait, and over a link that is only slow"
+        " max-bandwidth makes the pieces smaller",
+        place=place,
+    )
 
 
 def _unproved(error: WhimbrelError | None) -> WhimbrelError | None:

@@ -32,6 +32,8 @@ class ReturnPath:
         self._may_shut = False
         self._shut = False
         self._failure: MigrationError | None = None
+        self.heard = 0
+        """Messages that have come; any thread may read it."""
         self._thread = threading.Thread(target=self._listen, name="whimbrel-return-path", daemon=True)
 
     def start(self) -> None:
@@ -110,6 +112,7 @@ class ReturnPath:
 
     def _hear(self, message: Pong | Shut | SwitchoverAck) -> None:
         with self._changed:
+            self.heard += 1
             match message:
                 case Pong(value):
                     if value not in self._asked:

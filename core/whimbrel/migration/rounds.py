@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 from whimbrel.events import Round
 from whimbrel.migration.saver import StreamSaver
@@ -17,7 +18,8 @@ class Rounds:
 
     `sync` reads the dirty marks. `drain` returns when everything written so far has arrived, as far as that can be
     told: the time until then belongs to the round, so that the bandwidth is the link's own and the blackout has
-    nothing to wait for but its own bytes. On the migration thread; raises what sending raises, and `pacer`'s reasons.
+    nothing to wait for but its own bytes. `waiting` is entered where the link alone is waited for. On the migration
+    thread; raises what sending raises, and `pacer`'s reasons.
     """
 
     def __init__(
@@ -30,10 +32,11 @@ class Rounds:
         *,
         sync: Callable[[], None],
         drain: Callable[[], None],
+        waiting: AbstractContextManager[object] | None = None,
     ) -> None:
         self._registry, self._saver, self._pacer = registry, saver, pacer
         self._statistics, self._parameters = statistics, parameters
-        self._sync, self._drain = sync, drain
+        self._sync, self._drain, self._waiting = sync, drain, waiting or nullcontext()
 
     def __iter__(self) -> Iterator[Round]:
         total = remaining = self._registry.pending()
@@ -59,6 +62,8 @@ class Rounds:
             slice_ = self._pacer.next_slice()
             if self._pacer.pauses > pauses:
                 self._statistics.burst_begins()
-            self._saver.part(slice_)
+            with self._waiting:
+                self._saver.part(slice_)
             self._statistics.tick()
-        self._drain()
+        with self._waiting:
+            self._drain()
