@@ -182,7 +182,7 @@ class RamControl(Enum):
 
 @runtime_checkable
 class RemoteWritingChannel(Protocol):
-    """A channel that also writes pages straight into the peer's RAM, past the stream; an ability, declared by having it.
+    """A channel that also writes pages straight into the peer's RAM, past the stream; an ability, declared by it.
 
     The RAM handler calls it at the source, on the migration thread: for each body of its section `before`, `save_pages`
     any number of times (in START never), `after`. All raise ChannelError, and StreamError for what the peer answers;
@@ -225,7 +225,7 @@ class RemoteMemory(Protocol):
         """
 
     def fill(self, region: int, start: int, length: int, value: int) -> None:
-        """Make each 32-bit word of a range `value`; the range is inside of the region, in whole words."""
+        """Make each byte of a range (inside of the region) `value`. Raises StreamError as `expose` does."""
 
 
 @runtime_checkable

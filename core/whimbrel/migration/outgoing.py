@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+from collections.abc import Callable
 from functools import partial
 from typing import Final
 
@@ -98,6 +99,7 @@ class OutgoingMigration(Attempt):
         self._idle: IdleWatch | None = None
         self._statistics = Statistics()
         throttle = AutoConverge(self._parameters, self._throttle) if self._capabilities.auto_converge else None
+        self._sent_beside: Callable[[], int] = lambda: 0
         self._convergence = Convergence(self._parameters, self._statistics, machine.notifiers.emit, throttle)
         self._thaw_to: RunState | None = None
 

@@ -104,8 +104,8 @@ class RecordReader:
     """Reads the RAM bodies of one stream, in their order: the current block goes on from body to body. One thread.
 
     `sizes` are the blocks there are and their bytes; without it any name is taken and no page is out of bounds.
-    `flush` is called for each MULTIFD_FLUSH and `hook` for each HOOK, in its place among the records; without them there
-    may be none.
+    `flush` is called for each MULTIFD_FLUSH and `hook` for each HOOK, in its place among the records; without them
+    there may be none.
     """
 
     def __init__(
