@@ -38,7 +38,7 @@ ZLIB: Final = "zlib"
 
 
 class RamLoader:
-    """Loads the blocks of one machine; one use, on the incoming thread. With `lanes` pages come over those too."""
+    """Loads the blocks of one machine; one use, on the incoming thread.
 
     With `lanes` pages come over those too; with `written` the peer writes them by itself.
     """
