@@ -97,7 +97,7 @@ def check(steps: Sequence[Step], *, source: str, destination: str) -> list[str]:
                 wrong.append(f"{step}: the model has no such move from {old}")
             if old is _S.RELEASED and mine is _S.OWNER and theirs is not _D.REFUSED:
                 wrong.append(f"{step}: the destination is {theirs} and has not refused")
-            if mine is _S.RELEASED and theirs is not _D.PREPARED:
+            if mine in (_S.PREPARED, _S.RELEASED) and theirs is not _D.PREPARED:
                 wrong.append(f"{step}: the destination is {theirs} and has proved nothing")
             if mine is _S.DONE and theirs is not _D.OWNER:
                 wrong.append(f"{step}: the destination is {theirs}")

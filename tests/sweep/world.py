@@ -91,7 +91,8 @@ class Outcome:
     """What became of an attempt.
 
     `verdict` is "source", "destination", "nobody" (and both say so), or what must not be: "both", "travel", "torn",
-    "lost" (nobody has it, or one does not say so), "model", "leak". `told` says who had to be told to stop waiting.
+    "lost" (nobody has it, or one does not say so), "model", "leak". `told` says who had to be told to stop waiting,
+    `cut` whether the link came to its cut.
     """
 
     verdict: str
@@ -99,6 +100,7 @@ class Outcome:
     theirs: str
     told: str
     why: tuple[str, ...] = ()
+    cut: bool = True
 
 
 GOOD: Final = frozenset({"source", "destination", "nobody"})
@@ -205,6 +207,9 @@ class World:
         told = [side for side, one in ((SOURCE, outgoing), (DESTINATION, incoming)) if self._end(one)]
         outcome = self._judge(incoming, outgoing, " and ".join(told))
         self._decide(incoming, outcome)
+        outcome = attrs.evolve(outcome, cut=self.network.was_cut.is_set())
+        if outcome.verdict not in GOOD:
+            return outcome  # this world is not what it was
         problems = [*self._left(), *(how for _, how in self.oracle.take_wrong())]
         self.recorder.take()
         return attrs.evolve(outcome, verdict="leak", why=tuple(problems)) if problems else outcome
