@@ -304,9 +304,9 @@ class TransportSpec:
     several: bool = False
     """Whether one URI can be connected to several times, and its listener accepts several peers, as lanes need."""
     exposed_at: Callable[[str], bool] | None = None
-    """Whether the bytes of this address leave the host in the clear, or others can reach it; such an address is refused
-    without TLS unless that was asked for. Asked before connecting and listening; where it depends on a name, a name with
-    any such address is one. May raise ConfigError and ConnectError. None: they never do, or the transport encrypts."""
+    """Whether others than this host's processes have a way to this address, and its bytes are in the clear: without TLS
+    such an address is refused, unless that was asked for. As far as can be told at once, before anything is touched;
+    never raises. In the end the channel and the listener say what they are (`exposed`)."""
     host_at: Callable[[str], str] | None = None
     """The host that an address names, which the certificate of its TLS must bear; "" where it names none."""
     tls: bool = True

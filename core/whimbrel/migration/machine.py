@@ -72,6 +72,7 @@ class Machine(BareMachine):
             self._refuse_a_second()
             timing = _timing(handover)
             destination = resolve(uri, self.plugins)
+            connector = destination.connector(self.settings)
             self.drives.leaving = self._what_leaves(block=block, incremental=incremental)
             registry, global_state = self._leaving()
             try:
@@ -80,7 +81,9 @@ class Machine(BareMachine):
             except BaseException:
                 registry.finish()
                 raise
-            self._outgoing = OutgoingMigration(self, self.plugins, destination, registry, global_state, timing=timing)
+            self._outgoing = OutgoingMigration(
+                self, self.plugins, destination, registry, global_state, timing=timing, connector=connector
+            )
             self._outgoing.start()
             return self._outgoing
 
@@ -104,7 +107,7 @@ class Machine(BareMachine):
                 )
             destination = resolve(uri, self.plugins)
             self._refuse_without_lanes(destination)
-            listener = destination.spec.create().listen(destination.address)
+            listener = destination.listen(self.settings)
             try:
                 self.expect_arrival()
             except BaseException:

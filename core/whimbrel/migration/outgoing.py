@@ -17,7 +17,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from whimbrel.abc import IterableHandler, MigrationPlan, Patience
+from whimbrel.abc import IterableHandler, MigrationPlan, Patience, RemoteWritingChannel
 from whimbrel.errors import (
     ChannelClosed,
     ChannelError,
@@ -56,6 +56,7 @@ from whimbrel.migration.return_path import ReturnPath
 from whimbrel.migration.rounds import Rounds
 from whimbrel.migration.saver import StreamSaver
 from whimbrel.migration.savevm import Registry
+from whimbrel.migration.security import Connector
 from whimbrel.migration.statistics import Cause, MigrationInfo, Statistics
 from whimbrel.migration.status import SOURCE_MOVES, MigrationStatus
 from whimbrel.migration.throttle import AutoConverge
@@ -78,9 +79,11 @@ class OutgoingMigration(Attempt):
     _cancelled_text = "the migration was cancelled; the machine goes on here"
 
     def __init__(self, machine: BareMachine, plugins: PluginManager, destination: Destination, registry: Registry,
-                 global_state: RunStateCarrier, *, timing: HandoverTiming = HandoverTiming.PROOF) -> None:  # fmt: skip
+                 global_state: RunStateCarrier, *, connector: Connector,
+                 timing: HandoverTiming = HandoverTiming.PROOF) -> None:  # fmt: skip
         super().__init__(machine, plugins, SOURCE_MOVES, "whimbrel-migration")
         self._destination, self._registry, self._global_state = destination, registry, global_state
+        self._connector = connector
         self._timing, self._form = timing, machine.form()
         # Capabilities are those of the start; parameters are read anew whenever they matter.
         self._capabilities = machine.settings.capabilities.copy()
@@ -96,10 +99,10 @@ class OutgoingMigration(Attempt):
         if self._method is not None:
             self._form = self._method.announced_in(self._form)
         self._lanes: Departing | None = None
+        self._sent_beside: Callable[[], int] = lambda: 0
         self._idle: IdleWatch | None = None
         self._statistics = Statistics()
         throttle = AutoConverge(self._parameters, self._throttle) if self._capabilities.auto_converge else None
-        self._sent_beside: Callable[[], int] = lambda: 0
         self._convergence = Convergence(self._parameters, self._statistics, machine.notifiers.emit, throttle)
         self._thaw_to: RunState | None = None
 
@@ -154,7 +157,7 @@ class OutgoingMigration(Attempt):
     def _setup(self) -> StreamSaver:
         """Connect, and send everything up to the START sections."""
         self._patience = Patience(self._limits.connect_timeout, self._patience.cancelled)
-        channel = self._destination.spec.create().connect(self._destination.address, self._patience)
+        channel = self._connector.connect(self._patience)
         bundle = Bundle(channel)
         with self._deciding:
             self._channel = bundle
@@ -180,6 +183,8 @@ class OutgoingMigration(Attempt):
                 for _, handler in self._registry.iterable:
                     handler.use_lanes(self._lanes)
                 self._lanes.start()
+            if isinstance(channel, RemoteWritingChannel):
+                self._write_remotely(channel)
             saver.start()
             out.flush()
         handlers = [handler for _, handler in self._registry.iterable]
@@ -196,9 +201,16 @@ class OutgoingMigration(Attempt):
         self._move(MigrationStatus.ACTIVE)
         return saver
 
+    def _write_remotely(self, channel: RemoteWritingChannel) -> None:
+        """Pages go past the stream, and count as what is sent all the same."""
+        self._sent_beside = lambda: channel.ram_written
+        self._statistics.sends_beside(self._sent_beside)
+        for _, handler in self._registry.iterable:
+            handler.use_remote_writing(channel, self._out.flush)
+
     def _connect_lanes(self, bundle: Bundle, method: Method) -> Departing:
         channels = connecting.connect(
-            self._destination,
+            self._connector,
             Patience(self._limits.connect_timeout, self._patience.cancelled),
             lanes=self._parameters.multifd_channels,
             uuid=connecting.uuid_of(self._machine),
@@ -232,7 +244,7 @@ class OutgoingMigration(Attempt):
         assert idle is not None, "rounds before the setup"
         pacer = Pacer(
             limit=lambda: self._parameters.max_bandwidth,
-            sent=lambda: out.offset + (0 if self._lanes is None else self._lanes.committed),
+            sent=lambda: out.offset + (self._sent_beside() if self._lanes is None else self._lanes.committed),
             wait=self._stopping.wait,
             stopping=self._stopping.is_set,
             check=self._check,
@@ -257,7 +269,8 @@ class OutgoingMigration(Attempt):
     def _moved(self) -> object:
         """How far the link is, for the watch that looks whether it has fallen silent."""
         lanes, heard = self._lanes, self._return_path
-        return self._out.offset, 0 if lanes is None else lanes.sent, 0 if heard is None else heard.heard
+        beside = self._sent_beside() if lanes is None else lanes.sent
+        return self._out.offset, beside, 0 if heard is None else heard.heard
 
     def _silent(self) -> bool:
         """Whether the channel was closed because the link has fallen silent."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import attrs
 
-from whimbrel.abc import TransportSpec
+from whimbrel.abc import Listener, Transport, TransportSpec
 from whimbrel.errors import ConfigError, UnknownNameError
+from whimbrel.migration import security
 from whimbrel.plugins import PluginManager
-from whimbrel.settings import Capabilities
+from whimbrel.settings import Capabilities, Settings
 
 
 @attrs.frozen
@@ -23,7 +24,6 @@ class Destination:
         """Whether bytes travel both ways there, as far as that can be told before connecting."""
         return self.spec.duplex if self.spec.duplex_at is None else self.spec.duplex_at(self.address)
 
-    def missed_way_back(self, capabilities: Capabilities) -> list[str]:
     def transport(self, capabilities: Capabilities) -> Transport:
         """The transport, made for a migration with these capabilities."""
         if self.spec.create_for is None:
@@ -38,6 +38,7 @@ class Destination:
         """Listen there, encrypted or not as `settings` say. Raises ConfigError and ConnectError."""
         return security.listen(self.spec, self.address, self.transport(settings.capabilities), settings)
 
+    def missed_way_back(self, capabilities: Capabilities) -> list[str]:
         """Why these capabilities cannot do without a way back, where there is none; one sentence each."""
         problems = []
         if capabilities.return_path:

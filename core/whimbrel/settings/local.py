@@ -194,6 +194,22 @@ class Limits(Section):
     """How long to wait and how much to take from a peer; counts from the start of a migration."""
 
     connect_timeout: float = setting(_seconds("a time up to a day"), 10.0, "how long a connection may take to be made")
+    handshake_timeout: float = setting(
+        _seconds("a time up to a day"), 10.0, "how long the handshake of TLS may take, on each connection"
+    )
+    keepalive: float = setting(
+        _seconds("a time up to a day, or 0 for never", 0.0),
+        10.0,
+        "how long a TCP connection may be silent before the peer's host is asked whether it is there",
+    )
+    peer_timeout: float = setting(
+        _seconds("a time up to a day, or 0 for what the system has", 0.0),
+        60.0,
+        "how long the peer's host may answer nothing, or its process take nothing, before a TCP connection is lost",
+    )
+    strangers: int = setting(
+        _count(1000), 8, "connections that are not known yet, or are nobody's, which a destination bears at a time"
+    )
     header_timeout: float = setting(
         _seconds("a time up to a day"), 10.0, "how long a peer that has connected may take to send the stream's header"
     )
