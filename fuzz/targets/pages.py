@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Any, ClassVar
 
 import numpy as np
@@ -210,14 +211,12 @@ class Packets(Target):
     def try_one(self, data: bytes) -> str:
         """Have them come."""
         method, data = self._methods[data[0] % 3 if data else 0], data[1:]
-        try:
+        with suppress(StreamError):
             multifd.parse_init(memoryview(data[: multifd.INIT_SIZE].ljust(multifd.INIT_SIZE, b"\0")))
-        except StreamError as exc:
-            outcome = exc.code
         sink = _Sink()
         lanes = Arriving([Replay(data[multifd.INIT_SIZE :])], method, on_failure=lambda: None)
         lanes.begin(sink)
-        syncs = 0
+        syncs, outcome = 0, ""
         try:
             while True:
                 lanes.sync()
@@ -254,7 +253,7 @@ class Payloads(Target):
         make = self.codecs[number[0] % 3 if number else 0]
         decoder: Codec = make()
         into = np.empty((1 + (count[0] % 4 if count else 0), PAGE), np.uint8)
-        outcomes = []
+        outcomes: list[str] = []
         for packet in self._packets(data[4:], size):
             into[:] = 0xAA
             try:

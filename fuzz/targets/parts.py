@@ -15,6 +15,7 @@ from whimbrel import Settings, vmstate
 from whimbrel.abc import Parser, SectionKind
 from whimbrel.errors import ChannelError, ProtocolError
 from whimbrel.machine import BareMachine, RawImage
+from whimbrel.machine.drives.marker import SUFFIX
 from whimbrel.stream import Reader, Replay
 from whimbrel.wire import block as blocks
 from whimbrel.wire import commands, description, fields, return_path, skeleton
@@ -189,8 +190,9 @@ class Drives(Target):
         try:
             while reader.offset < len(data) and bodies < 64:
                 # Order is the loader's business: a START is first, and only first.
-                kind = _LATER[reader.window(1)[0] % 2] if bodies else SectionKind.START
+                which = reader.window(1)[0]
                 reader.advance(1)
+                kind = _LATER[which % 2] if bodies else SectionKind.START
                 handler.load(reader, kind, blocks.VERSION_ID)
                 bodies += 1
             handler.commit()
@@ -203,7 +205,7 @@ class Drives(Target):
         for name, path in self._paths.items():
             expect(path.stat().st_size == self.sizes[name], "an image has another size")
             # What was written into stays marked, as it must; the next input begins with a whole one.
-            self._machine.drives[name].device._marker.remove()
+            path.with_name(path.name + SUFFIX).unlink(missing_ok=True)
         return outcome
 
     def close(self) -> None:
