@@ -39,6 +39,7 @@ from whimbrel.machine.drives import Leaving
 from whimbrel.migration.attempt import Attempt, unexpected
 from whimbrel.migration.convergence import Convergence
 from whimbrel.migration.deadline import Deadline
+from whimbrel.migration.echoes import Bursts
 from whimbrel.migration.globalstate import RunStateCarrier
 from whimbrel.migration.handover import (
     FIRST_PING,
@@ -257,6 +258,8 @@ class OutgoingMigration(Attempt):
             self._parameters,
             sync=self._sync,
             drain=partial(self._drain, saver),
+            bursts=self._bursts(saver, pacer),
+            within_rounds=self._lanes is None,  # else an echo says nothing of the lanes but behind a round's sync
             waiting=idle,
         )
         for round_ in rounds:
@@ -265,6 +268,18 @@ class OutgoingMigration(Attempt):
                 return
             if not round_.remaining:
                 self._stopping.wait(IDLE)
+
+    def _bursts(self, saver: StreamSaver, pacer: Pacer) -> Bursts | None:
+        """What times the pacer's windows, if there is an answer to time them by."""
+        if self._return_path is None:
+            return None
+
+        def ask(value: int) -> None:
+            self._ping(saver, value)
+            self._out.flush()
+
+        path = self._return_path
+        return Bursts(pacer.sent, ask, path.answered, lambda: path.round_trip)
 
     def _moved(self) -> object:
         """How far the link is, for the watch that looks whether it has fallen silent."""
