@@ -21,7 +21,7 @@ from whimbrel.abc import (
     RamControl,
     RemoteMemory,
 )
-from whimbrel.errors import ChannelClosed, ChannelError, ChannelLost
+from whimbrel.errors import ChannelClosed, ChannelError, ChannelLost, StreamError
 from whimbrel.wire.rdma import STREAM_MAX, ControlType
 from whimbrel_transports._rdma_link import Link, ReceivingLink, SendingLink
 from whimbrel_transports._rdma_serving import Serving
@@ -36,8 +36,9 @@ __all__ = ["ArrivingChannel", "DepartingChannel"]
 class _RdmaChannel(Channel):
     """A stream over `out` and one over `back`; takes both over."""
 
-    def __init__(self, out: SendingLink | None, back: ReceivingLink | None, peer: str) -> None:
+    def __init__(self, out: SendingLink | None, back: ReceivingLink | None, peer: str, *, exposed: bool) -> None:
         self.peer = peer
+        self.exposed = exposed
         self.duplex = out is not None and back is not None
         self._out, self._back = out, back
         self._sending, self._receiving, self._closing = (threading.Lock() for _ in range(3))
@@ -105,16 +106,18 @@ class _RdmaChannel(Channel):
     def _tell(self, out: SendingLink, piece: ByteArray) -> None:
         try:
             out.tell(ControlType.QEMU_FILE, piece.data)
-        except ChannelLost as exc:
+        except (ChannelLost, StreamError) as exc:
             self._lost = exc.message
+            if isinstance(exc, StreamError):
+                raise ChannelLost(exc.message) from exc
             raise
 
 
 class DepartingChannel(_RdmaChannel):
     """The source's end: a `RemoteWritingChannel`."""
 
-    def __init__(self, out: SendingLink, back: ReceivingLink | None, *, pin_all: bool) -> None:
-        super().__init__(out, back, out.peer)
+    def __init__(self, out: SendingLink, back: ReceivingLink | None, *, pin_all: bool, exposed: bool) -> None:
+        super().__init__(out, back, out.peer, exposed=exposed)
         self._source = out
         self._writing = Writing(out, pin_all=pin_all)
 
@@ -148,8 +151,8 @@ class DepartingChannel(_RdmaChannel):
 class ArrivingChannel(_RdmaChannel):
     """The destination's end: a `RemotelyWrittenChannel`."""
 
-    def __init__(self, out: SendingLink | None, back: ReceivingLink, *, pin_all: bool) -> None:
-        super().__init__(out, back, back.peer)
+    def __init__(self, out: SendingLink | None, back: ReceivingLink, *, pin_all: bool, exposed: bool) -> None:
+        super().__init__(out, back, back.peer, exposed=exposed)
         self._stream = back
         self._serving = Serving(back, pin_all=pin_all)
 

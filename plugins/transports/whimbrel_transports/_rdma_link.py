@@ -6,7 +6,8 @@ The rules it lives by (wire format, sections 8.2 and 8.3):
   posted a receive for the answer before.
 * **The receiving end says READY ahead**, from a thread of its own, as long as it has room for what comes. So a `send`
   returns when its bytes are in the peer's process, whether somebody is reading there or not.
-* **One receive is posted for each thing that may come**, so no message finds another's place.
+* **A receive is posted for each thing that may come**: what was asked for, an answer, and an ERROR, which nobody asks
+  for. Whichever it is goes to the one that was posted first.
 * **A message has arrived when its SEND has completed**; what completed before a disconnect is read before its end.
 * Failed completions become `ChannelLost` here, once, and the link stays so.
 """
@@ -15,8 +16,8 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -51,7 +52,7 @@ _MESSAGE: Final = wire.work_id(WorkKind.CONTROL_SEND)
 class Link:
     """A connection with its queues and its buffers; the base of both ends. It takes `connection` over.
 
-    Room `number` of the buffers has `wire.MESSAGE_MAX` bytes: 0 is for sending, 1 for an ERROR, the others to receive.
+    Each room of the buffers has `wire.MESSAGE_MAX` bytes: 0 is for sending, 1 for an ERROR, the others to receive.
     """
 
     def __init__(self, connection: ConnectionId) -> None:
@@ -64,8 +65,9 @@ class Link:
         self._queues = connection.create_qp(
             self.domain, self._sent, self._received, max_send_wr=SEND_QUEUE, max_recv_wr=RECEIVE_QUEUE
         )
-        self._buffers = np.zeros((4, wire.MESSAGE_MAX), np.uint8)  # not touched before they are used
+        self._buffers = np.zeros((2 + RECEIVE_QUEUE, wire.MESSAGE_MAX), np.uint8)  # not touched before they are used
         self._region = self.domain.reg_mr(self._buffers.ctypes.data, self._buffers.size, Access.LOCAL_WRITE)
+        self._taken: int | None = None  # the room of the last message, until the next is waited for
         self._waiting = Patience(_FOR_EVER)
         self._completing = threading.Lock()
         self._messages = 0  # that were posted and have not completed
@@ -75,20 +77,28 @@ class Link:
         self._closed = False
         self.on_written: Callable[[], object] = lambda: None
         """Called for each completed batch of writes, in the order in which they were posted."""
+        for room in range(2, 2 + RECEIVE_QUEUE):
+            self._offer(room)
 
     # ------------------------------------------------------------------------------------------------- receives
 
-    def _offer(self, kind: WorkKind, room: int) -> None:
-        self._queues.post_recv(self._address(room), wire.MESSAGE_MAX, self._region.lkey, kind)
+    def _offer(self, room: int) -> None:
+        work = wire.work_id(WorkKind.RECEIVE_READY + room - 2, room)
+        self._queues.post_recv(self._address(room), wire.MESSAGE_MAX, self._region.lkey, work)
 
-    def _next(self, room: int) -> Message:
-        """Wait for the message that goes to `room`; a view of it, until the room is offered again.
+    def _next(self) -> Message:
+        """Wait for the next message; valid until this is called again.
 
         Raises StreamError, and ChannelLost, also for an ERROR.
         """
+        if self._taken is not None:
+            with self._unless_closed():
+                self._offer(self._taken)
+            self._taken = None
         completion = self._wait(self._received)
         if completion.status is not WcStatus.SUCCESS:
             raise self._failed(completion)
+        room = self._taken = wire.work_place(completion.wr_id)[0]
         message = wire.parse_message(self._buffers[room, : completion.byte_len].data)
         if message.kind is ControlType.ERROR:
             self._lost = self._lost or f"{self.peer} says that it has failed (ERROR)"
@@ -98,13 +108,11 @@ class Link:
     def _wait(self, queue: CompletionQueue) -> WorkCompletion:
         while True:
             self.check()
-            try:
+            with self._unless_closed():
                 found = queue.poll(1)
                 if found:
                     return found[0]
                 queue.wait(self._waiting)
-            except ChannelClosed:
-                raise self._we_closed() from None
 
     # ---------------------------------------------------------------------------------------------------- sends
 
@@ -119,10 +127,8 @@ class Link:
             room[len(head) : len(head) + len(payload)] = np.frombuffer(payload, np.uint8)
         with self._completing:
             self._messages += 1
-        try:
+        with self._unless_closed():
             self._queues.post_send(self._address(0), len(head) + len(payload), self._region.lkey, _MESSAGE)
-        except ChannelClosed:
-            raise self._we_closed() from None
         while self._messages:
             self.complete_one()
 
@@ -156,6 +162,9 @@ class Link:
         head = wire.header(ControlType.ERROR)
         self._buffers[1, : len(head)] = np.frombuffer(head, np.uint8)
         patience = Patience(LAST_WORD)
+        # One that has no receive posted may hold up even the posting.
+        too_long = threading.Timer(LAST_WORD, self.connection.disconnect)
+        too_long.start()
         with suppress(MigrationError):
             self._queues.post_send(self._address(1), len(head), self._region.lkey, _ERROR)
             while not self._error_told.is_set() and patience.remaining() > 0:
@@ -163,6 +172,8 @@ class Link:
                     self._error_told.set()
                 if not self._error_told.is_set():
                     self._sent.wait(patience)
+        too_long.cancel()
+        too_long.join()
 
     def close(self) -> None:
         """Disconnect and release everything; wakes whoever waits. Twice is fine."""
@@ -184,10 +195,18 @@ class Link:
         """Whether a peer that is no more has said ERROR before, where nobody has looked yet."""
         with suppress(MigrationError):
             for completion in self._received.poll(RECEIVE_QUEUE):
-                if completion.status is WcStatus.SUCCESS and completion.byte_len == wire.HEADER_SIZE:
-                    heads = (self._buffers[room, : wire.HEADER_SIZE].data for room in (2, 3))
-                    return any(bytes(head[4:8]) == _SAYS_ERROR for head in heads)
+                if completion.status is WcStatus.SUCCESS:
+                    room = wire.work_place(completion.wr_id)[0]
+                    if self._buffers[room, 4:8].tobytes() == _SAYS_ERROR:
+                        return True
         return False
+
+    @contextmanager
+    def _unless_closed(self) -> Iterator[None]:
+        try:
+            yield
+        except ChannelClosed:
+            raise self._we_closed() from None
 
     def _we_closed(self) -> ChannelClosed:
         return ChannelClosed(f"the connection to {self.peer} was closed on this side")
@@ -199,14 +218,9 @@ class Link:
 class SendingLink(Link):
     """The end that sends the stream, and asks; one thread, but `close` and `tell_error` from any."""
 
-    def __init__(self, connection: ConnectionId) -> None:
-        super().__init__(connection)
-        self._offer(WorkKind.RECEIVE_READY, 2)
-
     def tell(self, kind: ControlType, data: Buffer | None = None, *, repeat: int = 1) -> None:
         """Send a message without an answer. Raises ChannelLost, ChannelClosed and StreamError."""
         self._await_ready()
-        self._offer(WorkKind.RECEIVE_READY, 2)
         self._post(kind, data, repeat=repeat)
 
     def ask(self, kind: ControlType, records: RecordArray | None, answer: ControlType) -> Message:
@@ -215,13 +229,11 @@ class SendingLink(Link):
         Raises as `tell` does, StreamError also for another answer.
         """
         self._await_ready()
-        self._offer(WorkKind.RECEIVE_DATA, 3)
-        self._offer(WorkKind.RECEIVE_READY, 2)
         if records is None:
             self._post(kind)
         else:
             self._post(kind, records.tobytes(), repeat=len(records))
-        came = self._next(3)
+        came = self._next()
         if came.kind is not answer:
             raise StreamError(f"the destination answers {kind.name} with {came.kind.name}, expected {answer.name}")
         return came
@@ -237,17 +249,15 @@ class SendingLink(Link):
     ) -> None:
         """Write pieces of our memory into the peer's; `on_written` tells that they are there. Raises as `tell`."""
         self.check()
-        try:
+        with self._unless_closed():
             self._queues.post_write(local, lkeys, remote, rkeys, lengths, work)
-        except ChannelClosed:
-            raise self._we_closed() from None
 
     def disconnect(self) -> None:
         """End the connection in order: everything that was sent is at the peer."""
         self.connection.disconnect()
 
     def _await_ready(self) -> None:
-        came = self._next(2)
+        came = self._next()
         if came.kind is not ControlType.READY:
             raise StreamError(f"the peer sent {came.kind.name} where it had to say READY")
 
@@ -264,8 +274,6 @@ class ReceivingLink(Link):
         self._queue: deque[memoryview | Message] = deque()
         self._queued = 0  # bytes of the stream
         self._end: MigrationError | None = None  # of what comes
-        for room in (2, 3):  # one for what READY asks for, and one for an ERROR, which nobody asks for
-            self._offer(WorkKind.RECEIVE_CONTROL, room)
         self._thread = threading.Thread(target=self._receive, name="whimbrel-rdma", daemon=True)
 
     def start(self) -> None:
@@ -338,13 +346,10 @@ class ReceivingLink(Link):
         raise self._end
 
     def _receive(self) -> None:
-        room = 2
         try:
             while True:
                 self._say_ready()
-                self._take(self._next(room))
-                self._offer(WorkKind.RECEIVE_CONTROL, room)
-                room = 5 - room
+                self._take(self._next())
         except MigrationError as exc:
             with self._changed:
                 self._end = exc

@@ -41,7 +41,6 @@ class Writing:
         self._blocks: list[_Block] = []
         self._posted: deque[tuple[_Block, IndexArray]] = deque()  # the chunks of each batch
         self._rows: list[tuple[_Block, int, int]] = []  # chunks in a row that are one region at the destination
-        self._regions: list[Registered] = []  # of our own memory
         self.written = 0  # bytes taken care of
         self.open = False  # RAM is being sent: whoever ends it now has failed
         link.on_written = self._completed
@@ -67,6 +66,8 @@ class Writing:
         count, as_zeros = len(indices), 0
         chunks = indices // CHUNK_PAGES
         block.come_from(memory, self)
+        if len(self._rows) + int(chunks[-1] - chunks[0]) >= self._attributes.max_mr // 2 and self._rows:
+            self._unregister()
         if not (known := block.known[chunks]).all():
             wanted: IndexArray = np.unique(chunks[~known & ~zero])
             compressed = ~known & ~np.isin(chunks, wanted)
@@ -96,8 +97,6 @@ class Writing:
 
     def _register(self, block: _Block, wanted: IndexArray) -> None:
         """Have the destination register chunks, those in a row as one region."""
-        if len(self._regions) + len(wanted) > self._attributes.max_mr // 2:
-            self._unregister()
         firsts, counts = _rows(wanted)
         for some in range(0, len(firsts), wire.REPEAT_MAX):
             self._register_rows(block, firsts[some : some + wire.REPEAT_MAX], counts[some : some + wire.REPEAT_MAX])
@@ -125,7 +124,7 @@ class Writing:
         """Register a range of our own memory, as far as the block goes; returns its key."""
         length = min(length, block.size - start)
         region = self._link.domain.reg_mr(block.address + start, length, Access(0))
-        self._regions.append(region)
+        block.regions.append(region)
         return region.lkey
 
     def _unregister(self) -> None:
@@ -141,13 +140,13 @@ class Writing:
         self._rows.clear()
         for block in self._blocks:
             block.known[:] = False
-        self.forget_ours()
+            self.forget_ours(block)
 
-    def forget_ours(self) -> None:
-        """End the registrations of our own memory; nothing is under way."""
+    def forget_ours(self, block: _Block) -> None:
+        """End the registrations of our own memory, once nothing is under way."""
         self._drain()
-        while self._regions:
-            self._regions.pop().dereg()
+        while block.regions:
+            block.regions.pop().dereg()
 
     # ---------------------------------------------------------------------------------------------- the pages
 
@@ -207,6 +206,7 @@ class _Block:
     address: int = 0  # of what is written from
     remote: int = 0  # where the destination has it
     offset: int = 0  # in the destination's RAM
+    regions: list[Registered] = attrs.field(factory=list)  # of our own memory
     known: BoolArray = attrs.field(init=False)  # the destination has registered it
     under_way: npt.NDArray[np.uint32] = attrs.field(init=False)  # batches
     lkeys: npt.NDArray[np.uint32] = attrs.field(init=False)
@@ -225,7 +225,7 @@ class _Block:
             return
         self.address = address
         if self.known.any():
-            writing.forget_ours()
+            writing.forget_ours(self)
             self.lkeys[:] = writing.register_ours(self, 0, self.size)
 
 

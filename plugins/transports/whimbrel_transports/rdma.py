@@ -48,6 +48,8 @@ def whimbrel_transports(verbs: VerbsOffers) -> Sequence[TransportSpec]:
             summary="one-sided writes into the destination's memory, rdma:HOST:PORT",
             create=lambda: RdmaTransport(verbs),
             create_for=lambda capabilities: RdmaTransport(verbs, pin_all=PIN_ALL in capabilities),
+            exposed_at=is_exposed_at,
+            tls=False,
         )
     ]
 
@@ -70,7 +72,7 @@ class RdmaTransport(Transport):
             pin_all = _agreed(answer, asked=self._pin_all)
             back = _return_path(provider, host, port, self._pin_all, patience, undo)
             undo.pop_all()
-        return DepartingChannel(out, back, pin_all=pin_all)
+        return DepartingChannel(out, back, pin_all=pin_all, exposed=not _is_loopback(host))
 
     def listen(self, address: str) -> Listener:
         """Listen on `address`. Raises ConfigError, ConnectError, leaving nothing."""
@@ -85,6 +87,7 @@ class _RdmaListener(Listener):
         self._listener, self._pin_all = listener, pin_all
         host = f"[{listener.host}]" if ":" in listener.host else listener.host
         self.uri = f"rdma:{host}:{listener.port}"
+        self.exposed = not _is_loopback(listener.host)
 
     def accept(self, patience: Patience) -> Channel:
         """Wait for the next source, as `Listener.accept` says; ChannelClosed once it is closed."""
@@ -97,7 +100,7 @@ class _RdmaListener(Listener):
                 _log.info("%s has no return path: %s", back.peer, exc)
                 out = None
             undo.pop_all()
-        return ArrivingChannel(out, back, pin_all=pin_all)
+        return ArrivingChannel(out, back, pin_all=pin_all, exposed=self.exposed)
 
     def close(self) -> None:
         """Stop listening."""
@@ -151,6 +154,21 @@ def _agreed(answer: bytes, *, asked: bool) -> bool:
     if asked and not granted:
         _log.warning("the destination does not pin all memory: %s must be on there too", PIN_ALL)
     return granted
+
+
+def is_exposed_at(address: str) -> bool:
+    """Whether an address is one that others than this host's processes have a way to; True where it cannot be told."""
+    try:
+        return not _is_loopback(_parse(address)[0])
+    except ConfigError:
+        return True
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _parse(address: str) -> tuple[str, int]:
