@@ -21,6 +21,7 @@ from whimbrel.errors import (
     StateError,
     StreamError,
 )
+from whimbrel.migration import answers
 from whimbrel.migration import incoming as incoming_module
 from whimbrel.migration.deadline import Deadline
 from whimbrel.migration.handover import PROOF
@@ -133,7 +134,7 @@ def test_silence_in_the_description_does_not_keep_the_destination(still, build, 
 
 
 def test_a_refused_source_that_does_not_hang_up_is_not_waited_for(make_pair, build, settings, monkeypatch):
-    monkeypatch.setattr(incoming_module, "LINGER", 0.05)
+    monkeypatch.setattr(answers, "LINGER", 0.05)
     pair = make_pair(build, settings=settings)
     incoming = pair.destination.incoming("memory:pair")
     channel = pair.source.plugins.transport("memory").create().connect("pair", Patience(LONG))
