@@ -14,7 +14,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 SOURCES := $(shell find core plugins/*/whimbrel_* examples -name '*.py' -not -path '*/__pycache__/*') pyproject.toml README.md LICENSE
 
-.PHONY: help demo test test-long qemu lint types docs bench plots develop clean
+.PHONY: help demo test test-long qemu lint types docs bench plots fuzz-short develop clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -49,6 +49,9 @@ plots: $(VENV)/wheel $(VENV)/bench ## the plots and tables of docs/performance.m
 	$(PYTHON) -m benchmarks.plots
 	$(PYTHON) -m benchmarks.report
 
+fuzz-short: $(VENV)/wheel $(VENV)/fuzz ## every fuzz target with atheris, two at a time, FUZZ_SECONDS (60) each; some 7 minutes
+	$(PYTHON) -m fuzz.run --jobs 2 $(ARGS)
+
 develop: $(VENV)/tools ## an editable install instead of the wheel, for working on whimbrel
 	$(VENV)/bin/pip install --quiet --no-build-isolation --editable .
 	rm -f $(VENV)/wheel
@@ -70,6 +73,12 @@ $(VENV)/tools: $(VENV)/bin/python pyproject.toml tools/requirements.py
 $(VENV)/bench: $(VENV)/tools pyproject.toml tools/requirements.py
 	$(PYTHON) tools/requirements.py bench > $(VENV)/requirements-bench.txt
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --requirement $(VENV)/requirements-bench.txt
+	@touch $@
+
+# And what only fuzzing needs.
+$(VENV)/fuzz: $(VENV)/tools pyproject.toml tools/requirements.py
+	$(PYTHON) tools/requirements.py fuzz > $(VENV)/requirements-fuzz.txt
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --requirement $(VENV)/requirements-fuzz.txt
 	@touch $@
 
 $(VENV)/wheel: $(VENV)/tools $(SOURCES)

@@ -56,6 +56,10 @@ __all__ = [
     "Patience",
     "Peek",
     "Progress",
+    "RamControl",
+    "RemoteMemory",
+    "RemoteWritingChannel",
+    "RemotelyWrittenChannel",
     "SaveVMHandler",
     "SaveVMSpec",
     "ScatteringChannel",
@@ -66,6 +70,7 @@ __all__ = [
     "Tally",
     "Transport",
     "TransportSpec",
+    "WatchfulChannel",
 ]
 
 ByteArray: TypeAlias = npt.NDArray[np.uint8]
@@ -113,6 +118,13 @@ class Channel(ABC):
     """Who is at the other end, for messages."""
     duplex: bool
     """Whether bytes travel both ways. Without it there is no return path and so no proof from the destination."""
+    exposed: bool = False
+    """Whether its bytes leave this host in the clear; known once it is connected."""
+
+    @property
+    def identity(self) -> bytes:
+        """Who the peer has proved to be: a digest that is the same for all channels of one peer; empty if it has not."""
+        return b""
 
     @abstractmethod
     def recv_into(self, buffer: Buffer) -> int:
@@ -161,11 +173,96 @@ class ScatteringChannel(Protocol):
         """
 
 
+class RamControl(Enum):
+    """Which body of the RAM section a hook is about (QEMU's RAM_CONTROL_SETUP, _ROUND and _FINISH)."""
+
+    SETUP = 0  # START
+    ROUND = 1  # a PART
+    FINISH = 3  # END
+
+
+@runtime_checkable
+class RemoteWritingChannel(Protocol):
+    """A channel that also writes pages straight into the peer's RAM, past the stream; an ability, declared by it.
+
+    The RAM handler calls it at the source, on the migration thread: for each body of its section `before`, `save_pages`
+    any number of times (in START never), `after`. All raise ChannelError, and StreamError for what the peer answers;
+    the channel is of no more use then.
+    """
+
+    @property
+    def ram_written(self) -> int:
+        """Bytes of RAM that have been taken care of so far, in whatever way. Any thread."""
+
+    def ram_control_before_iterate(self, flags: RamControl, regions: Sequence[MemoryRegion]) -> None:
+        """A body begins: its HOOK word was sent, and the peer's RAM handler has left the stream for the hook.
+
+        `regions` are the blocks in the order in which START lists them, the same each time.
+        """
+
+    def ram_save_pages(self, region: int, memory: ByteArray, indices: IndexArray, zero: BoolArray) -> int:
+        """Have pages of the region of that number be at the peer; returns how many went as zeros, without their bytes.
+
+        `memory` has shape (size,) and stays; `indices` are ascending page numbers, shape (n,), each at most once in a
+        body, and `zero`, of the same shape, says which of them were found to be zero. What is written into them
+        meanwhile may or may not be sent. Returns before they have arrived.
+        """
+
+    def ram_control_after_iterate(self, flags: RamControl) -> None:
+        """The body ends, its EOS is about to be written: returns when all of its pages are at the peer."""
+
+
+class RemoteMemory(Protocol):
+    """The RAM that a peer may be let write into, as `RemotelyWrittenChannel` sees it. Called on the incoming thread."""
+
+    @property
+    def regions(self) -> Sequence[MemoryRegion]:
+        """The blocks in the order in which the source has listed them."""
+
+    def expose(self, region: int, start: int, length: int) -> None:
+        """Learn that the peer may write this range (inside of the region) from now on, and have memory for it.
+
+        Raises StreamError for a region that is not to be written, MigrationError where there is no memory.
+        """
+
+    def fill(self, region: int, start: int, length: int, value: int) -> None:
+        """Make each byte of a range (inside of the region) `value`. Raises StreamError as `expose` does."""
+
+
+@runtime_checkable
+class RemotelyWrittenChannel(Protocol):
+    """A channel over which a peer writes straight into our RAM; an ability, declared by having it."""
+
+    def ram_load_hook(self, flags: RamControl, memory: RemoteMemory) -> None:
+        """A HOOK word has come in this body: do what the peer asks for, until it says that its pages are there.
+
+        Called on the incoming thread, once for each HOOK, with the same `memory` each time. Raises StreamError for what
+        may not be, PeerRefused where the peer gives up, ChannelError, and what `memory` raises.
+        """
+
+    def ram_revoke(self) -> None:
+        """Let nobody write into our RAM any more; when it returns, nobody does. Any thread; twice is fine."""
+
+
+@runtime_checkable
+class WatchfulChannel(Protocol):
+    """A channel that can find out by itself that its peer's host is gone; an ability, declared by having it."""
+
+    def watch(self, silence: float, patience: float) -> None:
+        """Ask the peer's host whether it is there after `silence` seconds without a word from it, and break once it has
+        answered nothing, or taken none of what was sent, for `patience` seconds. 0 leaves that to the system.
+
+        Called before the first byte. Raises ChannelError.
+        """
+
+
 class Listener(ABC):
     """Waits for one or more peers to connect."""
 
     uri: str
     """The full URI to connect to, with what the system chose (a port) filled in."""
+    exposed: bool = False
+    """Whether others than this host's processes can reach it, and its channels are in the clear."""
 
     @abstractmethod
     def accept(self, patience: Patience) -> Channel:
@@ -199,12 +296,22 @@ class TransportSpec:
     name: str
     summary: str
     create: Callable[[], Transport]
+    create_for: Callable[[frozenset[str]], Transport] | None = None
+    """Makes the transport for a migration with these capabilities on, in place of `create`, where any matter to it."""
     duplex: bool = True
     duplex_at: Callable[[str], bool] | None = None
     """Where that depends on the address: whether bytes travel both ways at this one. Asked before anything is touched
     and never raises; True where it cannot be told, for in the end the channel says what it is."""
     several: bool = False
     """Whether one URI can be connected to several times, and its listener accepts several peers, as lanes need."""
+    exposed_at: Callable[[str], bool] | None = None
+    """Whether others than this host's processes have a way to this address, and its bytes are in the clear: without TLS
+    such an address is refused, unless that was asked for. As far as can be told at once, before anything is touched;
+    never raises. In the end the channel and the listener say what they are (`exposed`)."""
+    host_at: Callable[[str], str] | None = None
+    """The host that an address names, which the certificate of its TLS must bear; "" where it names none."""
+    tls: bool = True
+    """Whether TLS can go round its channels; it needs both ways too."""
     runs_programs: bool = False
     """Whether an address is a command to run on this host: a monitor's client may not name one unless allowed."""
 
@@ -393,6 +500,15 @@ class IterableHandler(SaveVMHandler):
     def await_lanes(self, lanes: ArrivingLanes) -> None:
         """Expect pages from these too. Called before the first `load`, if the migration has lanes."""
 
+    def use_remote_writing(self, channel: RemoteWritingChannel, flush: Callable[[], None]) -> None:
+        """Write pages by this from now on; `flush` sends what the stream's writer holds back.
+
+        Called before `save_start`, if the channel can.
+        """
+
+    def await_remote_writing(self, channel: RemotelyWrittenChannel) -> None:
+        """Let the peer write pages by this. Called before the first `load`, if the channel can."""
+
     def statistics(self) -> Mapping[str, Mapping[str, object]]:
         """Further members of query-migrate, by name (xbzrle-cache). Any thread, at any time."""
         return {}
@@ -505,8 +621,8 @@ class CodecSpec:
     create: Callable[[], Codec | DeltaCodec]
     create_for_lane: Callable[[Mapping[str, object]], Codec] | None = None
     """Makes the codec of one lane (`multifd-compression`), which lives as long as the lane does: at the source with the
-    migration's parameters by their names, from which it takes its level; at the destination with its own. None for a
-    codec that lanes cannot use."""
+    migration's parameters by their names, from which it takes its level; at the destination with its own, and with its
+    [limits]. None for a codec that lanes cannot use."""
 
 
 # ------------------------------------------------------------------------------------------------------- lanes

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from whimbrel.abc import CodecSpec, DirtyTrackerSpec, MigrationPlan, SaveVMSpec, TransportSpec
     from whimbrel.events import Event, Round
     from whimbrel.machine import BareMachine
+    from whimbrel.verbs import VerbsOffers, VerbsProviderSpec
 
 PROJECT = "whimbrel"
 
@@ -38,6 +39,7 @@ OFFERS = frozenset({
     "whimbrel_savevm_handlers",
     "whimbrel_codecs",
     "whimbrel_dirty_trackers",
+    "whimbrel_verbs_providers",
 })  # fmt: skip
 CHECKS = frozenset({"whimbrel_check_migration"})
 CHOICES = frozenset({"whimbrel_choose_switchover"})
@@ -45,8 +47,11 @@ NOTICES = frozenset({"whimbrel_on_event"})
 
 
 @hookspec
-def whimbrel_transports() -> Sequence[TransportSpec]:  # type: ignore[empty-body]
-    """Offer transports; a spec's name is the scheme of its URIs. Called once per plugin manager, on any thread."""
+def whimbrel_transports(verbs: VerbsOffers) -> Sequence[TransportSpec]:  # type: ignore[empty-body]
+    """Offer transports; a spec's name is the scheme of its URIs. Called once per plugin manager, on any thread.
+
+    `verbs` finds a provider of verbs for those that need one, when a connection is to be made and not before.
+    """
 
 
 @hookspec
@@ -66,6 +71,11 @@ def whimbrel_codecs() -> Sequence[CodecSpec]:  # type: ignore[empty-body]
 @hookspec
 def whimbrel_dirty_trackers() -> Sequence[DirtyTrackerSpec]:  # type: ignore[empty-body]
     """Offer dirty trackers; `[backends] dirty-tracker` names one. Called once per plugin manager, on any thread."""
+
+
+@hookspec
+def whimbrel_verbs_providers() -> Sequence[VerbsProviderSpec]:  # type: ignore[empty-body]
+    """Offer providers of verbs; `[backends] verbs-provider` names one. Called once per manager, on any thread."""
 
 
 @hookspec

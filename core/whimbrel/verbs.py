@@ -283,7 +283,7 @@ class QueuePair(ABC):
     ) -> None:
         """Send one message into the receive that the peer posted first. May wait for the link; in RTS, flushed in ERR.
 
-        A peer that has no receive posted is given the time of `rnr_retry`; then it fails with RNR_RETRY_EXC_ERR. One
+        A peer that has no receive posted is given the time of its `rnr_retry`; then it is RNR_RETRY_EXC_ERR. One
         whose receive is too short makes it REM_INV_REQ_ERR, and sees LOC_LEN_ERR itself. In INIT: StateError.
         """
 
@@ -409,7 +409,7 @@ class ConnectionId(ABC):
     def connect(self, private_data: bytes, patience: Patience, *, rnr_retry: int = 7) -> bytes:
         """Ask the peer for the connection; returns the private data of its `accept`, and the queue pair is in RTS.
 
-        `rnr_retry` is how often a SEND of ours, 0 to 7, is tried again where the peer has no receive; 7 is without
+        `rnr_retry` is how often, 0 to 7, a SEND of the peer's is tried again where we have no receive; 7 is without
         end. Raises ConnectRejected, ConnectError or MigrationCancelled, after which only `close` is left; ValueError
         for private data of more than 56 bytes, StateError without a queue pair.
         """

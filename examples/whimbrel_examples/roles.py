@@ -45,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     try:
         settings = whimbrel.Settings.load()
-        if asked.guest == "process" and settings.backends.memory == "anonymous":
+        shareable = asked.guest == "process" or (asked.incoming or "").startswith("rdma:")
+        if shareable and settings.backends.memory == "anonymous":
             settings.backends.memory = "memfd"
         with records.machine(asked.size, asked.seed, asked.rate, settings, guest=asked.guest) as machine:
             role = Role(machine)

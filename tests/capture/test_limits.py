@@ -6,7 +6,6 @@ import tracemalloc
 import pytest
 
 from whimbrel import Settings
-from whimbrel.capture import tail as tail_module
 from whimbrel.capture.taking import Capture, half_of_ram
 from whimbrel.errors import ChannelLost, ConfigError, IncompatibleError, StreamError
 from whimbrel.machine import memory
@@ -244,9 +243,9 @@ def test_as_long_a_description_as_a_number_can_say(load, length):
 
 
 @pytest.fixture
-def short_tails(monkeypatch):
-    monkeypatch.setattr(tail_module, "TAIL_MAX", 1 << 16)
+def short_tails():
     settings = Settings()
+    settings.limits.device_sections = 1 << 16
     settings.limits.description = 4096
     return settings
 

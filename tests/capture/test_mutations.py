@@ -28,7 +28,7 @@ def run(first, stop, seconds):
 
 @pytest.mark.slow
 def test_some_hundred_damaged_streams():
-    run(0, 600, 300)
+    run(0, 250, 300)
 
 
 @pytest.mark.long

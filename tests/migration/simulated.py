@@ -9,6 +9,7 @@ import attrs
 
 from whimbrel.abc import Progress
 from whimbrel.migration.convergence import Convergence
+from whimbrel.migration.echoes import Bursts, Echoes
 from whimbrel.migration.rounds import Rounds
 from whimbrel.migration.statistics import Statistics
 from whimbrel.settings import Parameters
@@ -59,7 +60,8 @@ def jumpy(working_set, rate, factors):
 class World:
     """One migration. `run` makes rounds until the decision; a plugin's `choice` and `agreed` may be set."""
 
-    def __init__(self, link, written, *, total=256 * MIB, throttle=None, **parameters):
+    def __init__(self, link, written, *, total=256 * MIB, throttle=None, way_back=True, **parameters):
+        self.way_back = way_back
         self.link, self.written, self.total = link, written, total
         self.parameters = Parameters()
         self.parameters.update({"max_bandwidth": 0, **parameters})
@@ -69,6 +71,9 @@ class World:
         self.dirty = total
         self.synced_at = self.now
         self.rounds, self.events = [], []
+        self.asked = []  # PINGs that are out: when they will be answered, and their value
+        self.pings = []  # when each was sent
+        self.echoes = Echoes(clock=lambda: self.now)
         self.progress = Progress(page_size=PAGE, total=total)
         self.statistics = Statistics(clock=lambda: self.now)
         self.statistics.setup_ended(
@@ -108,6 +113,20 @@ class World:
     def wait(self, seconds):
         self.now += seconds
 
+    def ask(self, value):
+        self.echoes.asked(value)
+        self.pings.append(self.now)
+        self.asked.append((max(self.now, self.free_at) + self.link.round_trip, value))
+
+    def answered(self, value):
+        """What an ear hears that is never late."""
+        end = self.now
+        while self.asked and self.asked[0][0] <= end:
+            self.now, heard = self.asked.pop(0)
+            self.echoes.came(heard)
+        self.now = end
+        return self.echoes.when(value)
+
     def __iter__(self):
         pacer = Pacer(
             limit=lambda: self.parameters.max_bandwidth,
@@ -117,7 +136,12 @@ class World:
             check=lambda: None,
             clock=lambda: self.now,
         )
-        return iter(Rounds(self, self, pacer, self.statistics, self.parameters, sync=self.sync, drain=self.drain))
+        bursts = Bursts(
+            pacer.sent, self.ask, self.answered, lambda: self.echoes.round_trip, clock=lambda: self.now
+        ) if self.way_back else None  # fmt: skip
+        return iter(
+            Rounds(self, self, pacer, self.statistics, self.parameters, sync=self.sync, drain=self.drain, bursts=bursts)
+        )
 
     def run(self, most=500, *, choice=None, agreed=True):
         """Go through rounds until the guest is to be stopped; True if it was to be within `most` rounds."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 import threading
 
@@ -45,6 +46,7 @@ class Lanes:
         pairs = [socket.socketpair() for _ in range(2)]
         self.sources = [near for near, _ in pairs]
         self.failed = threading.Event()
+        self.numbers = itertools.count(1)
         channels = [SocketChannel(far, f"lane {number}") for number, (_, far) in enumerate(pairs)]
         self.arriving = Arriving(channels, Method(), on_failure=self.failed.set)
         self.sink = Sink()
@@ -54,7 +56,12 @@ class Lanes:
         stage = PacketStage()
         data = bytes(len(pages) * PAGE) if data is None else data
         stage.pages(
-            1, block, 0, len(data) if size is None else size, np.array(pages, np.intp), np.array(zeros, np.intp)
+            next(self.numbers),
+            block,
+            0,
+            len(data) if size is None else size,
+            np.array(pages, np.intp),
+            np.array(zeros, np.intp),
         )
         header = bytearray(stage.header.tobytes())
         header[11] |= sync
@@ -62,7 +69,7 @@ class Lanes:
 
     def sync(self, lane):
         stage = PacketStage()
-        stage.sync(2)
+        stage.sync(next(self.numbers))
         self.sources[lane].sendall(stage.header.data)
 
     def fails(self, words, kind=StreamError):

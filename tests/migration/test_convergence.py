@@ -15,6 +15,7 @@ from whimbrel.errors import NotConverged
 from whimbrel.events import Converging, Forecast, Round, RoundFinished, Stalled, SwitchoverForced
 from whimbrel.migration.convergence import FRUITLESS, StallWatch, forecast
 from whimbrel.migration.switchover import Switchover
+from whimbrel.testing.faults import Faults
 
 from .simulated import MIB, Link, World, jumpy, saw, steady
 
@@ -83,7 +84,7 @@ def test_a_stall_is_said_once_with_what_helps(caplog):
     (record,) = caplog.records
     for part in (
         "50.6 MiB/s",
-        "2.16 s of 300 ms",
+        "1.34 s of 300 ms",
         "downtime-limit",
         "max-bandwidth",
         "auto-converge",
@@ -272,6 +273,31 @@ def test_the_result_has_the_first_and_the_last_and_by_how_much_they_were_wrong()
 @pytest.fixture
 def build(churning):
     return churning({"a": 40}, rest=0)
+
+
+def test_a_link_is_known_within_rounds_though_each_window_is_small(make_pair, churning, settings):
+    """At the limit what this guest rewrites takes 330 ms, over the link 25: it is stopped, and that is so."""
+    settings.parameters.update({"max-bandwidth": 300_000, "downtime-limit": 150})
+    pair = make_pair(churning({"a": 24}, rest=0), settings=settings)
+    pair.faults = Faults(speed=4e6)
+    pair.source.start()
+    incoming, outgoing = pair.run()
+    assert (outgoing.error, incoming.error) == (None, None)
+    assert outgoing.info.decision == "within the limit"
+    *_, last = (event.round for event in pair.source_events if isinstance(event, RoundFinished))
+    speed = last.remaining / (last.expected_downtime - last.fixed_downtime)
+    assert 2 * 300_000 < speed < 1.1 * 4e6
+
+
+def test_without_an_answer_only_the_limit_is_known(make_pair, churning, settings):
+    """The same guest over the same link, one way."""
+    settings.parameters.update(
+        {"max-bandwidth": 300_000, "downtime-limit": 150, "switchover-timeout": 1, "switchover-policy": "cancel"}
+    )
+    pair = make_pair(churning({"a": 24}, rest=0), settings=settings, duplex=False)
+    pair.source.start()
+    _, outgoing = pair.run()
+    assert isinstance(outgoing.error, NotConverged)
 
 
 @pytest.fixture

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from whimbrel import MigrationError, MigrationStatus, RunState, hookimpl
 from whimbrel.abc import Patience
@@ -18,9 +21,11 @@ from whimbrel.errors import (
     StateError,
     StreamError,
 )
+from whimbrel.migration import answers
 from whimbrel.migration import incoming as incoming_module
 from whimbrel.migration.deadline import Deadline
 from whimbrel.migration.handover import PROOF
+from whimbrel.migration.idle import IdleWatch
 from whimbrel.testing.faults import Faults
 from whimbrel.testing.memory import memory_pair
 from whimbrel.testing.transports import receive
@@ -129,7 +134,7 @@ def test_silence_in_the_description_does_not_keep_the_destination(still, build, 
 
 
 def test_a_refused_source_that_does_not_hang_up_is_not_waited_for(make_pair, build, settings, monkeypatch):
-    monkeypatch.setattr(incoming_module, "LINGER", 0.05)
+    monkeypatch.setattr(answers, "LINGER", 0.05)
     pair = make_pair(build, settings=settings)
     incoming = pair.destination.incoming("memory:pair")
     channel = pair.source.plugins.transport("memory").create().connect("pair", Patience(LONG))
@@ -139,6 +144,74 @@ def test_a_refused_source_that_does_not_hang_up_is_not_waited_for(make_pair, bui
         incoming.wait(LONG)
     assert receive(channel, 9) == return_path.encode(return_path.Shut(1))
     channel.close()
+
+
+# ------------------------------------------------------------------------------------------- links that swallow all
+
+
+@given(st.lists(st.tuples(st.sampled_from(["pass", "move", "wait", "work"]), st.floats(0, 12)), max_size=40))
+def test_a_link_is_silent_when_nothing_moved_for_as_long_while_it_was_waited_for(steps):
+    """Whoever looks at every change finds what a plain account of them says."""
+    now, moved, waits, since = [0.0], 0, False, 0.0
+    watch = IdleWatch(10.0, memory_pair()[0], lambda: moved, clock=lambda: now[0])
+    for step, span in steps:
+        now[0] += span
+        if step == "move":
+            moved += 1
+        elif step == "wait" and not waits:
+            watch.__enter__()
+            waits = True
+        elif step == "work" and waits:
+            watch.__exit__(None, None, None)
+            waits = False
+        else:
+            assert watch.silent() == (waits and now[0] - since >= 10)
+            since = since if waits else now[0]
+            continue
+        since = now[0]
+        assert not watch.silent()
+
+
+def test_a_watch_without_a_time_never_looks():
+    near, far = memory_pair()
+    with IdleWatch(0.0, near, lambda: pytest.fail("it looks")).start() as watch:
+        far.send(b"x")
+        assert near.recv_into(bytearray(1)) == 1
+        watch.end()
+    assert not watch.passed
+
+
+@pytest.mark.parametrize("faults", [Faults(stall_sent=9000), Faults(stall_received=0)], ids=["bytes", "answers"])
+def test_a_link_that_swallows_all_ends_it_while_the_guest_runs(make_pair, build, settings, faults):
+    settings.limits.idle_timeout = 0.2
+    pair = make_pair(build, settings=settings)
+    pair.source.start()
+    pair.faults = faults
+    incoming, outgoing = pair.migrate()
+    with pytest.raises(ChannelLost, match=r"no byte and brought no answer for 0\.2 s.*idle-timeout"):
+        outgoing.wait(LONG)
+    assert (outgoing.status, outgoing.info.ownership) == (MigrationStatus.FAILED, "owner")
+    assert pair.source.run_state is RunState.RUNNING
+    build.source.wait_steps(5)
+    with pytest.raises(MigrationError):
+        incoming.wait(LONG)
+    pair.faults = Faults()
+    assert [migration.error for migration in pair.run()] == [None, None]
+
+
+@pytest.mark.parametrize("lanes", [0, 2])
+def test_a_listener_that_never_accepts_ends_it(make_pair, churning, settings, lanes):
+    """What the system takes for it is a few MiB; then nothing goes, and no answer ever comes."""
+    settings.limits.idle_timeout = 0.2
+    settings.capabilities.multifd = bool(lanes)
+    settings.parameters.multifd_channels = lanes or 2
+    pair = make_pair(churning({"a": 4096}), settings=settings)
+    pair.source.start()
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        outgoing = pair.source.migrate(f"tcp:127.0.0.1:{deaf.getsockname()[1]}")
+        with pytest.raises(ChannelLost, match=r"no byte and brought no answer"):
+            outgoing.wait(LONG)
+    assert pair.source.run_state is RunState.RUNNING
 
 
 # ------------------------------------------------------------------------------------------- hooks that want to leave

@@ -21,6 +21,7 @@ from whimbrel.errors import (
     PeerRefused,
     StreamError,
 )
+from whimbrel.migration import answers
 from whimbrel.migration import lanes as lanes_room
 from whimbrel.testing.faults import ChannelWrapper, Faults, FaultyChannel, FaultyTransport
 from whimbrel.testing.pair import settle
@@ -176,11 +177,11 @@ def test_pages_come_again_in_many_rounds(two, churning, settings, tmp_path, mach
     build = churning({"a": 600}, name=machine, rest=0.0)
     settings.parameters.multifd_channels = 3
     settings.parameters.multifd_compression = method
-    pair = two(build, settings, Link("unix"), plugins=((Rounds(8),), ()))
+    pair = two(build, settings, Link("unix"), plugins=((Rounds(4),), ()))
     pair.source.start()
     incoming, outgoing = pair.run(uri_of("unix", tmp_path))
     assert arrived(pair, build, incoming, outgoing)
-    assert outgoing.info.rounds >= 8
+    assert outgoing.info.rounds >= 4
 
 
 @pytest.mark.parametrize("machine", MODES)
@@ -313,7 +314,8 @@ def test_another_number_at_the_other_end(two, churning, settings, machine, sourc
         assert "0 of 2 lanes have come within 0.3 s" in str(incoming.error)
 
 
-def test_a_lane_where_none_is_expected(two, build, settings):
+def test_a_lane_where_none_is_expected(two, build, settings, monkeypatch):
+    monkeypatch.setattr(answers, "LINGER", 0.05)
     settings.capabilities.multifd = False
     pair = two(build, settings)
     incoming = pair.destination.incoming("tcp:127.0.0.1:0")
@@ -383,6 +385,19 @@ def test_a_codec_that_the_destination_is_not_set_to(two, build, settings, other)
         assert isinstance(incoming.error, IncompatibleError)
         assert "multifd-compression 'invert'" in str(incoming.error)
     assert outgoing.info.ram.multifd_bytes == 0, "not a byte of RAM has moved"
+
+
+def test_a_codec_that_nobody_answers_for(two, build, settings):
+    settings.limits.idle_timeout = 0.2
+    settings.parameters.multifd_compression = "invert"
+    pair = two(build, settings, plugins=((Stranger(),), ()))
+    pair.source.start()
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        outgoing = pair.source.migrate(f"tcp:127.0.0.1:{deaf.getsockname()[1]}")
+        with pytest.raises(ChannelLost, match="no byte and brought no answer"):
+            outgoing.wait(LONG)
+    assert outgoing.info.ram.multifd_bytes == 0
+    assert pair.source.run_state is RunState.RUNNING
 
 
 def test_a_codec_that_the_source_is_not_set_to(two, build, settings):

@@ -215,9 +215,12 @@ def test_the_whole_stream_loads(loading, stream):
 
 
 @pytest.mark.parametrize("broken", [False, True], ids=["ended", "broken"])
-def test_a_stream_that_is_cut_at_every_byte(loading, stream, walk, broken):
+@pytest.mark.parametrize("step", [13, pytest.param(1, marks=pytest.mark.long)])
+def test_a_stream_that_is_cut_all_along(loading, stream, walk, broken, step):
+    """About the ends of all elements, and at every so many bytes."""
     elements = walk(stream)
-    for cut in range(len(stream)):
+    ends = {end + near for one in elements for end in (one.offset, one.end) for near in (-1, 0, 1)}
+    for cut in (cut for cut in range(len(stream)) if cut % step == 0 or cut in ends):
         error = loading.load(stream[:cut], broken=broken)
         assert type(error) is ChannelLost, cut
         judge(error)
@@ -226,7 +229,7 @@ def test_a_stream_that_is_cut_at_every_byte(loading, stream, walk, broken):
         inside = next((one for one in elements if one.offset <= cut < one.end), None)
         if inside is not None and inside.name in {"ram", "rich", "plain"} and cut > inside.offset + 30:
             assert inside.name in error.place.section, cut
-        if cut % 64 == 0:
+        if cut % (64 * step) == 0:
             loading.check_clean()
     loading.check_reusable(stream)
 

@@ -278,6 +278,18 @@ def page_of(elements):
 
 @pytest.mark.slow
 @ORDERLY
+def test_a_link_that_is_cut_all_along_to_the_destination(world, measured, orderly):
+    """About the ends of all elements, at every byte from the proof on, and here and there: the next have the rest."""
+    elements, sent, _ = measured
+    proof = elements["COMMAND PING 0x77686d62"].offset
+    ends = {end + near for one in elements.values() for end in (one.offset, one.end) for near in (-1, 0, 1)}
+    cuts = [cut for cut in range(sent + 1) if cut in ends or proof <= cut <= proof + 24 or cut % 67 == 0]
+    cut_at(world, elements, sent, cuts, orderly=orderly)
+    assert len(world.ledger.entries) > 25  # whoever was stopped went on, here or there
+
+
+@pytest.mark.long
+@ORDERLY
 def test_a_link_that_is_cut_at_every_byte_to_the_destination(world, measured, orderly):
     """Every byte, but of the inside of a page every 32nd: the next test has the others."""
     elements, sent, _ = measured
@@ -406,18 +418,21 @@ def test_bits_that_flip_on_the_way_never_make_it_two(world, measured, seed):
     world.judge(incoming, outgoing, running=False)
 
 
+@pytest.mark.parametrize(
+    "seeds", [range(50), pytest.param(range(50, 350), marks=pytest.mark.long)], ids=["some", "many"]
+)
 @pytest.mark.parametrize("transport", ["memory", "tcp"])
-def test_over_many_seeded_cuts_the_ledger_has_every_number_once(transport):
+def test_over_many_seeded_cuts_the_ledger_has_every_number_once(transport, seeds):
     if transport == "memory":
         world = World(MemoryNetwork(), "memory:world", Stepper)
     else:
         world = World(tcp.TcpTransport(), "tcp:127.0.0.1:0", Stepper)
     try:
-        outcomes = [shaken(world, seed) for seed in range(150)]
+        outcomes = [shaken(world, seed) for seed in seeds]
         world.source.stop()
         world.ledger.check()
     finally:
         world.close()
     assert {REFUSED, LEFT, DONE} <= set(outcomes)
-    assert len({host for host, _ in world.ledger.entries}) > 20
+    assert len({host for host, _ in world.ledger.entries}) > len(seeds) // 8
     assert len(world.ledger.entries) > len(outcomes)

@@ -381,9 +381,11 @@ def test_a_burst_behind_a_wait_is_the_links_own_speed():
     statistics.setup_ended(lambda: sent[0], {}, round_trip=lambda: 0.0, round_trips=2)
     clock.now += 0.9
     sent[0] += 900_000
-    statistics.burst_begins()
+    statistics.held_back()
     clock.now += 0.1
     sent[0] += 1_000_000
-    round_ = ended(statistics, 1_000_000, *statistics.round_sent())
+    size, span = statistics.round_sent()
+    statistics.burst(1_000_000, 0.1)
+    round_ = ended(statistics, 1_000_000, size, span)
     assert round_.bandwidth == pytest.approx(1.9e6)  # what the rounds get
     assert round_.expected_downtime == pytest.approx(0.1)  # what the switchover will

@@ -138,13 +138,29 @@ def test_a_burst_is_believed_as_far_as_it_was_seen():
     link.burst(1_000_000, 0.001)
     assert link.seconds_for(BELIEVED * 1_000_000) == pytest.approx(BELIEVED * 0.001)
     assert link.seconds_for((BELIEVED + 10) * 1_000_000) == pytest.approx(BELIEVED * 0.001 + 1.0)
-    link.burst(MEASURABLE - 1, 1e-9)
-    assert link.seconds_for(1_000_000) == pytest.approx(0.001)
-    link.burst(100_000, 0.01)  # where a round ends in its window is a matter of luck
-    assert link.seconds_for(1_000_000) == pytest.approx(0.001)
+
+
+def test_bursts_are_taken_together_and_believed_as_far_as_all_were_seen():
+    link = LinkSpeed()
+    link.sent(10_000_000, 1.0, held_back=True)
+    for span in (0.001, 0.003) * (RECENT // 2):
+        link.burst(100_000, span)
+    assert link.seconds_for(100_000) == pytest.approx(0.002)
+    assert link.seconds_for(RECENT * 100_000) == pytest.approx(RECENT * 0.002)
+    assert link.seconds_for((RECENT + 10) * 100_000) == pytest.approx(RECENT * 0.002 + 0.1)
     for _ in range(RECENT):
         link.burst(100_000, 0.005)
     assert link.seconds_for(100_000) == pytest.approx(0.005)
+
+
+def test_small_bursts_mean_something_when_there_are_enough():
+    link = LinkSpeed()
+    link.sent(100_000, 1.0, held_back=True)
+    for _ in range(MEASURABLE // 10_000):
+        link.burst(10_000, 0.001)
+        assert link.seconds_for(50_000) == pytest.approx(0.5)
+    link.burst(10_000, 0.001)
+    assert link.seconds_for(50_000) == pytest.approx(0.005)
 
 
 def test_a_burst_is_forgotten_with_the_first_round_that_was_not_held_back():
@@ -251,6 +267,39 @@ def test_the_limit_of_the_bandwidth_is_not_taken_for_the_links():
     assert world.run(most=20)
     assert world.rounds[-1].bandwidth < 70 * MIB
     assert world.downtime < 0.1
+
+
+SMALL = {"max_bandwidth": 500_000, "downtime_limit": 100, "total": MIB}
+
+
+def test_a_limit_of_small_windows_hides_nothing():
+    """What is left takes 330 ms at the limit and 1.6 ms over the link; no round's end has shown so much at once."""
+    world = World(Link(1e8), steady(40 * PAGE, 1e9), **SMALL)
+    assert world.run(most=10)
+    assert world.downtime < 0.1
+    without = World(Link(1e8), steady(40 * PAGE, 1e9), way_back=False, **SMALL)
+    assert not without.run(most=200)
+
+
+@pytest.mark.parametrize("round_trip", [0.0001, 0.03, 0.25])
+@pytest.mark.parametrize("cap", [100_000, 10 * MIB])
+def test_the_destination_is_not_flooded(cap, round_trip):
+    world = World(Link(5e7, round_trip), steady(2 * cap, 1e9), total=2 * cap, max_bandwidth=cap, downtime_limit=1)
+    assert not world.run(most=2)
+    times = world.pings
+    assert times
+    # Two for each window, and two at the end of each round: in no second more than twenty, but for the edges.
+    assert max(sum(1 for each in times if first <= each < first + 1) for first in times) <= 22
+
+
+@settings(deadline=None, max_examples=40)
+@given(links, st.integers(100_000, 10 * MIB), st.integers(1, 8 * MIB))
+def test_a_burst_is_never_taken_for_faster_than_the_link(link, cap, dirty):
+    world = World(link, steady(dirty, 1e12), total=dirty, max_bandwidth=cap, downtime_limit=1)
+    heard = []
+    world.statistics.burst = lambda size, span: heard.append((size, span))
+    world.run(most=3)
+    assert all(size <= span * link.speed * 1.001 + 1 for size, span in heard)
 
 
 def test_a_bandwidth_that_is_told_is_believed():

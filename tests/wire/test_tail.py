@@ -195,19 +195,15 @@ def test_sizes_beyond_everything():
         assert split.error.place.section == "'a' (id 1)"
 
 
-def test_a_body_has_a_limit(monkeypatch):
-    from whimbrel.wire import footers
-
-    for module in (tail, footers):
-        monkeypatch.setattr(module, "BODY_MAX", 100)
+def test_a_body_has_a_limit():
     for size in (99, 100, 101):
         devices = [plain_device("aa", 1, b"x" * size), plain_device("bb", 2)]
         whole = tails.tail(devices)
         for split in (
-            split_by_description(whole, parsed(devices), footers=True),
-            split_by_description(tails.tail(devices, footers=False), parsed(devices), footers=False),
-            split_by_footers(whole),
-            split_by_headers(tails.tail(devices, footers=False)),
+            split_by_description(whole, parsed(devices), footers=True, body_limit=100),
+            split_by_description(tails.tail(devices, footers=False), parsed(devices), footers=False, body_limit=100),
+            split_by_footers(whole, body_limit=100),
+            split_by_headers(tails.tail(devices, footers=False), body_limit=100),
         ):
             assert (split.error is None) == (size <= 100)
             assert len(split.sections) == (2 if size <= 100 else 0)

@@ -5,7 +5,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from whimbrel.errors import StreamError
-from whimbrel.wire import footers
 from whimbrel.wire.footers import FooterWalk
 from whimbrel.wire.skeleton import Element
 from whimbrel.wire.tail import section_at, split_by_footers
@@ -130,10 +129,9 @@ def test_what_is_no_section_is_refused_for_ever():
             walk.feed(b"\x07")
 
 
-def test_a_footer_that_does_not_come(monkeypatch):
-    monkeypatch.setattr(footers, "BODY_MAX", 100)
+def test_a_footer_that_does_not_come():
     device = plain_device("a", 5, b"x" * 100)
-    walk, tail = FooterWalk(), bytearray(device.whole)
+    walk, tail = FooterWalk(body_limit=100), bytearray(device.whole)
     assert walk.feed(tail) is None
     tail += b"x" * 4
     assert walk.feed(tail) is None

@@ -12,6 +12,7 @@ from typing import Final
 import attrs
 
 from whimbrel.errors import ChannelLost, MigrationError, Place, StreamError
+from whimbrel.settings import Limits
 from whimbrel.wire import commands
 from whimbrel.wire.commands import Ping
 from whimbrel.wire.described import Described
@@ -28,8 +29,8 @@ from whimbrel.wire.tail import (
     split_by_headers,
 )
 
-TAIL_MAX: Final = 64 << 20  # bytes of device sections, beside the description's
 MISFITS_MAX: Final = 8  # descriptions that do not fit the sections before them
+FITS_MAX: Final = 64  # descriptions that do, all but the last of which are a device's bytes
 _PING: Final = 9  # bytes
 _TEXT_AT: Final = 5  # bytes from a description's mark to its text
 _AROUND: Final = 1 << 10  # bytes of an EOF, PINGs, and a description's head
@@ -58,7 +59,7 @@ class TailCollector:
     """Keeps the bytes from a FULL on, whose type byte is at `base` of the stream.
 
     `first` sections came before, with `before` bytes; `seen` and `started` are the section ids that were taken, and
-    may go on. One thread.
+    may go on. Of `limits` those of the description and of device sections count. One thread.
     """
 
     def __init__(
@@ -70,17 +71,23 @@ class TailCollector:
         started: Iterable[int],
         first: int,
         before: int,
-        limit: int,
+        limits: Limits,
     ) -> None:
         self.data = bytearray()
         self.base = base
-        self._footers, self._first, self._before, self._limit = footers, first, before, limit
+        self._footers, self._first, self._before = footers, first, before
+        self._limit, self._total = limits.description, limits.device_sections
+        self._body_limit = limits.device_section
         self._seen, self._started = frozenset(seen), frozenset(started)
-        self._finder = DescriptionFinder(limit=limit)
-        self._walk = FooterWalk(seen=self._seen, started=self._started) if footers else None
+        self._finder = DescriptionFinder(limit=self._limit)
+        self._walk = self._new_walk() if footers else None
         self._fit: Tail | None = None  # by the last description that fits
         self._misfit: Tail | None = None  # by the last one that does not
-        self._misfits, self._found_end = 0, -1
+        self._fits = self._misfits = 0
+        self._found_end = -1
+
+    def _new_walk(self) -> FooterWalk:
+        return FooterWalk(seen=self._seen, started=self._started, body_limit=self._body_limit)
 
     @property
     def has_footers(self) -> bool:
@@ -121,7 +128,7 @@ class TailCollector:
 
     def too_long(self) -> bool:
         """Whether more has come than all devices of a machine have, and a description."""
-        return self._before + len(self.data) > TAIL_MAX + self._limit + _AROUND
+        return self._before + len(self.data) > self._total + self._limit + _AROUND
 
     def described(self, *, at_end: bool = False) -> Tail | None:
         """The tail, if a description of it ends what has come; with `at_end` no more bytes come.
@@ -136,6 +143,9 @@ class TailCollector:
                 self._fit = tail
                 if found.end == len(self.data):
                     return tail
+                self._fits += 1
+                if self._fits > FITS_MAX:
+                    return attrs.evolve(tail, error=self._too_many(found.end))
             else:
                 self._misfit = tail
                 self._misfits += 1
@@ -156,11 +166,11 @@ class TailCollector:
         if self._misfit is not None and not self._footers:
             return self._misfit
         if self._footers:
-            split = split_by_footers(self.data, seen=self._seen, started=self._started)
+            split = split_by_footers(self.data, seen=self._seen, started=self._started, body_limit=self._body_limit)
         elif waiting is not None:
             return self._described_in_part(*waiting)
         else:
-            split = split_by_headers(self.data, seen=self._seen)
+            split = split_by_headers(self.data, seen=self._seen, body_limit=self._body_limit)
         end = split.end
         while _ping(self.data[end : end + _PING]) is not None:
             end += _PING
@@ -181,7 +191,7 @@ class TailCollector:
     def _described_in_part(self, came: int, length: int) -> Tail:
         """The tail without footers that ends `came` bytes into its description."""
         begin = len(self.data) - came - _TEXT_AT
-        split = split_by_headers(self.data[:begin], seen=self._seen)
+        split = split_by_headers(self.data[:begin], seen=self._seen, body_limit=self._body_limit)
         lost = ChannelLost(
             f"the description is cut: {came} of {length} bytes came",
             hint="its sender says why",
@@ -208,8 +218,15 @@ class TailCollector:
 
     def _too_long(self) -> StreamError:
         return StreamError(
-            f"the device sections are longer than {TAIL_MAX} bytes, which is more than any machine has",
+            f"the device sections are longer than {self._total} bytes, which is more than any machine has",
+            hint="[limits] device-sections says how many they may have",
             place=Place(section="devices", offset=self.base),
+        )
+
+    def _too_many(self, end: int) -> StreamError:
+        return StreamError(
+            f"more than {FITS_MAX} descriptions came, each of which fits all before it",
+            place=self._place(end),
         )
 
     def _split(self, found: Found) -> Tail:
@@ -221,6 +238,7 @@ class TailCollector:
             first=self._first,
             seen=self._seen,
             started=self._started,
+            body_limit=self._body_limit,
         )
         if split.error is not None and self._walk is not None and self._walk.end == found.eof_offset:
             spans = self._walk.spans
@@ -234,7 +252,7 @@ class TailCollector:
 
     def _tail(self, split: Split, description: Description | None = None) -> Tail:
         error = split.error
-        if error is None and self._before + split.end > TAIL_MAX:
+        if error is None and self._before + split.end > self._total:
             error = self._too_long()
         if error is not None:
             error = error.at(self._place(split.end))

@@ -184,7 +184,7 @@ class Walk:
             started=self._order.started(),
             first=len(self._devices),
             before=sum(len(device.body) for device in self._devices),
-            limit=self._limits.description,
+            limits=self._limits,
         )
         while True:
             behind = collector.behind()

@@ -112,7 +112,7 @@ def demonstrate(
     arguments += [] if rate is None else ["--rate", str(rate)]
     with ExitStack() as stack:
         stack.enter_context(_terminable())
-        incoming = "tcp:127.0.0.1:0"
+        incoming = f"{transport}:127.0.0.1:0"
         if transport == "unix":
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="whimbrel-"))
             incoming = f"unix:{Path(folder) / 'demo'}"

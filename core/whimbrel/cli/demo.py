@@ -39,7 +39,7 @@ def _finite(_: click.Context, __: click.Parameter, rate: float | None) -> float 
     show_default=True,
     help="Where the updates are made: on a thread, or in a process of their own.",
 )
-@click.option("--transport", type=click.Choice(["tcp", "unix"]), default="tcp", show_default=True)
+@click.option("--transport", type=click.Choice(["tcp", "unix", "rdma"]), default="tcp", show_default=True)
 @click.option(
     "--max-bandwidth", metavar="RATE", default="0", help="The most that is sent per second; default no limit."
 )

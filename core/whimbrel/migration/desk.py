@@ -34,7 +34,7 @@ class HeldListener(Listener):
 
     def __init__(self, inner: Listener) -> None:
         self.inner = inner
-        self.uri = inner.uri
+        self.uri, self.exposed = inner.uri, inner.exposed
         self._ended = threading.Event()
 
     def accept(self, patience: Patience) -> Channel:

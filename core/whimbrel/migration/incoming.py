@@ -15,7 +15,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Final
 
-from whimbrel.abc import Channel, Listener, Patience
+from whimbrel.abc import Channel, Listener, Patience, RemotelyWrittenChannel
 from whimbrel.errors import (
     ChannelError,
     ChannelLost,
@@ -187,6 +187,9 @@ class IncomingMigration(Attempt):
             self._lanes = Arriving(gathered.lanes, gathered.method, on_failure=partial(self._lane_failed, answer))
             for _, handler in registry.iterable:
                 handler.await_lanes(self._lanes)
+        if isinstance(channel, RemotelyWrittenChannel):
+            for _, handler in registry.iterable:
+                handler.await_remote_writing(channel)
         loader = self._loader = StreamLoader(
             self._machine,
             registry,

@@ -1,12 +1,11 @@
 """What the link carries, as far as it has been seen, and how long a remainder takes over it.
 
 The switchover is not held back by `max-bandwidth`, while the rounds are. So a round that had to wait for its windows
-has measured the limit and not the link. What is known beyond it is a *burst*: what went since the last such wait, until
-the destination's echo. It is believed for a few times as much as was seen, since a link may be fast for a moment only;
-the rest of a remainder is reckoned with the average, which has been seen for long.
-
-The echo's own way counts as the bytes': it makes a link look slower than it is, by less than a round trip for what is
-left, and not faster.
+has measured the limit and not the link. What is known beyond it is *bursts*: what went between two such waits, until
+the destination's echo (`whimbrel.migration.echoes`). The latest are taken together, so that one which was held up by
+something else counts for its time. They are believed for as much as was seen in all of them, and at least for a few
+times the largest, since a link may be fast for a moment only; the rest of a remainder is reckoned with the average,
+which has been seen for long.
 
 A remainder is counted in memory, a link in bytes. Pages that are zero or that shrink (delta encoding) go quicker than
 the link says. So from the second round on, when the pages are those that the guest writes again and again, the speed at
@@ -20,9 +19,9 @@ from typing import Final
 
 import attrs
 
-RECENT: Final = 4  # rounds of which the largest burst counts: where a round ends in its window is a matter of luck
+RECENT: Final = 32  # bursts that count: some seconds
 MEASURABLE: Final = 1 << 16  # bytes that must have gone for their speed to mean something
-BELIEVED: Final = 8  # how many times what a burst was made of its speed is taken to hold
+BELIEVED: Final = 8  # how many times the largest burst its speed is taken to hold
 
 
 @attrs.define
@@ -41,9 +40,8 @@ class LinkSpeed:
                 self._bursts.clear()  # there is nothing better to know than the round itself
 
     def burst(self, size: int, span: float) -> None:
-        """`size` bytes went since the last wait for a window."""
-        if size >= MEASURABLE:
-            self._bursts.append((size, size / span))
+        """`size` bytes went between two waits for a window."""
+        self._bursts.append((size, span))
 
     def handled(self, memory: int, span: float) -> None:
         """A round, not the first, got rid of `memory` bytes of pages."""
@@ -55,6 +53,8 @@ class LinkSpeed:
         average = max(self.average, min(self._handled, default=0.0))
         if not remaining or not average:
             return float("inf") if remaining else 0.0
-        size, speed = max(self._bursts, default=(0, 0.0))
-        quick = min(remaining, BELIEVED * size) if speed > average else 0
+        seen = sum(size for size, _ in self._bursts)
+        speed = seen / sum(span for _, span in self._bursts) if seen >= MEASURABLE else 0.0
+        largest = max((size for size, _ in self._bursts), default=0)
+        quick = min(remaining, max(seen, BELIEVED * largest)) if speed > average else 0
         return (quick / speed if quick else 0.0) + (remaining - quick) / average

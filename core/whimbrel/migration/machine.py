@@ -106,7 +106,7 @@ class Machine(BareMachine):
         ordered to run it. Returns what stands from then on, which is written down; unchanged if nobody was asked or
         nobody has answered. Raises ConfigError if the destination's URI is not one any more. Blocks; any thread.
         """
-        standing = settle(self._standing, self._journal, self.plugins, self.settings.limits.connect_timeout, stopped)
+        standing = settle(self._standing, self._journal, self.plugins, self.settings, stopped)
         with self.lock:
             self._standing = standing
         return standing
@@ -170,6 +170,7 @@ class Machine(BareMachine):
             self._refuse_a_second()
             timing = _timing(handover)
             destination = resolve(uri, self.plugins)
+            connector = destination.connector(self.settings)
             self.drives.leaving = self._what_leaves(block=block, incremental=incremental)
             registry, global_state = self._leaving()
             try:
@@ -190,6 +191,7 @@ class Machine(BareMachine):
                 epoch=self._epoch,
                 on_epoch=self._now_in,
                 timing=timing,
+                connector=connector,
             )
             self._outgoing.start()
             return self._outgoing
@@ -214,7 +216,7 @@ class Machine(BareMachine):
                 )
             destination = resolve(uri, self.plugins)
             self._refuse_without_lanes(destination)
-            listener = destination.spec.create().listen(destination.address)
+            listener = destination.listen(self.settings)
             try:
                 self.expect_arrival()
             except BaseException:
@@ -303,6 +305,12 @@ def _timing(name: str) -> HandoverTiming:
 
 
 def manager_for(settings: Settings) -> PluginManager:
-    """A plugin manager as `[plugins]` says."""
+    """A plugin manager as `[plugins]` and `[backends]` say."""
     chosen = settings.plugins
-    return PluginManager(disable=chosen.disable, active=chosen.active, notifiers=chosen.notifiers, prefer=chosen.prefer)
+    return PluginManager(
+        disable=chosen.disable,
+        active=chosen.active,
+        notifiers=chosen.notifiers,
+        prefer=chosen.prefer,
+        verbs_provider=settings.backends.verbs_provider,
+    )

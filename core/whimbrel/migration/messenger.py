@@ -10,7 +10,7 @@ from whimbrel.abc import Channel, Patience
 from whimbrel.errors import MigrationError, StreamError
 from whimbrel.migration.deadline import Deadline
 from whimbrel.migration.quietly import quietly
-from whimbrel.migration.uri import Destination
+from whimbrel.migration.security import Connector
 from whimbrel.stream import Reader
 from whimbrel.wire import handover
 from whimbrel.wire.handover import FROM_SOURCE, Word, WordKind
@@ -24,8 +24,8 @@ LONGEST_PAUSE: Final = 1.0
 class Messenger:
     """A way to one destination; `seconds` is how long one try may take. Any thread, one `say` at a time."""
 
-    def __init__(self, destination: Destination, seconds: float) -> None:
-        self._destination, self._seconds = destination, seconds
+    def __init__(self, connector: Connector, seconds: float) -> None:
+        self._connector, self._seconds = connector, seconds
         self.tries = 0
 
     def say(self, word: Word, stopped: threading.Event, *, within: float = float("inf")) -> Word | None:
@@ -43,7 +43,7 @@ class Messenger:
 
     def _try(self, word: Word, stopped: threading.Event) -> Word:
         patience = Patience(self._seconds, stopped)
-        channel = self._destination.spec.create().connect(self._destination.address, patience)
+        channel = self._connector.connect(patience)
         try:
             with Deadline(patience.remaining(), channel):
                 channel.send(handover.encode(word))

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from whimbrel.abc import IterableHandler, MigrationPlan, Patience
+from whimbrel.abc import IterableHandler, MigrationPlan, Patience, RemoteWritingChannel
 from whimbrel.errors import (
     ChannelClosed,
     ChannelError,
@@ -41,6 +41,7 @@ from whimbrel.migration.attempt import Attempt, unexpected
 from whimbrel.migration.convergence import Convergence
 from whimbrel.migration.deadline import Deadline
 from whimbrel.migration.deals import LAST_WORDS, Deal, Link, OneWay, Pairwise, Proof, QemuTiming
+from whimbrel.migration.echoes import Bursts
 from whimbrel.migration.globalstate import RunStateCarrier
 from whimbrel.migration.handover import (
     FIRST_PING,
@@ -51,6 +52,7 @@ from whimbrel.migration.handover import (
     last_word_timeout,
     source_handover,
 )
+from whimbrel.migration.idle import IdleWatch
 from whimbrel.migration.journal import Journal, new_mid
 from whimbrel.migration.keeper import Keeper
 from whimbrel.migration.lanes import Bundle, Departing, Method, connecting
@@ -60,6 +62,7 @@ from whimbrel.migration.return_path import ReturnPath
 from whimbrel.migration.rounds import Rounds
 from whimbrel.migration.saver import StreamSaver
 from whimbrel.migration.savevm import Registry
+from whimbrel.migration.security import Connector
 from whimbrel.migration.statistics import Cause, MigrationInfo, Statistics
 from whimbrel.migration.status import SOURCE_MOVES, MigrationStatus
 from whimbrel.migration.throttle import AutoConverge
@@ -82,9 +85,10 @@ class OutgoingMigration(Attempt):
 
     def __init__(self, machine: BareMachine, plugins: PluginManager, destination: Destination, registry: Registry,
                  global_state: RunStateCarrier, journal: Journal, *, epoch: int, on_epoch: Callable[[int], object],
-                 timing: HandoverTiming = HandoverTiming.AUTO) -> None:  # fmt: skip
+                 connector: Connector, timing: HandoverTiming = HandoverTiming.AUTO) -> None:  # fmt: skip
         super().__init__(machine, plugins, SOURCE_MOVES, "whimbrel-migration")
         self._destination, self._registry, self._global_state = destination, registry, global_state
+        self._connector = connector
         self._timing, self._form = timing, machine.form()
         # Capabilities are those of the start; parameters are read anew whenever they matter.
         self._capabilities = machine.settings.capabilities.copy()
@@ -105,6 +109,8 @@ class OutgoingMigration(Attempt):
         if self._method is not None:
             self._form = self._method.announced_in(self._form)
         self._lanes: Departing | None = None
+        self._sent_beside: Callable[[], int] = lambda: 0
+        self._idle: IdleWatch | None = None
         self._statistics = Statistics()
         throttle = AutoConverge(self._parameters, self._throttle) if self._capabilities.auto_converge else None
         self._convergence = Convergence(self._parameters, self._statistics, machine.notifiers.emit, throttle)
@@ -185,7 +191,7 @@ class OutgoingMigration(Attempt):
     def _setup(self) -> StreamSaver:
         """Connect, and send everything up to the START sections."""
         self._patience = Patience(self._limits.connect_timeout, self._patience.cancelled)
-        channel = self._destination.spec.create().connect(self._destination.address, self._patience)
+        channel = self._connector.connect(self._patience)
         bundle = Bundle(channel)
         with self._deciding:
             self._channel = bundle
@@ -194,6 +200,7 @@ class OutgoingMigration(Attempt):
         if not channel.duplex and (problems := self._destination.missed_way_back(self._capabilities)):
             raise MigrationRefused("; ".join(problems))
         out = self._out = Writer(channel)
+        idle = self._idle = IdleWatch(self._limits.idle_timeout, bundle, self._moved).start()
         saver = StreamSaver(self._registry, self._form, out)
         saver.header()
         if self._method is not None:
@@ -206,13 +213,16 @@ class OutgoingMigration(Attempt):
             self._ping(saver, FIRST_PING)
             if self._timing is HandoverTiming.AUTO:
                 self._ping(saver, handover.OFFER)
-        if self._lanes is not None:
-            self._agree_on_method()
-            for _, handler in self._registry.iterable:
-                handler.use_lanes(self._lanes)
-            self._lanes.start()
-        saver.start()
-        out.flush()
+        with idle:
+            if self._lanes is not None:
+                self._agree_on_method()
+                for _, handler in self._registry.iterable:
+                    handler.use_lanes(self._lanes)
+                self._lanes.start()
+            if isinstance(channel, RemoteWritingChannel):
+                self._write_remotely(channel)
+            saver.start()
+            out.flush()
         handlers = [handler for _, handler in self._registry.iterable]
         keyed = {handler.statistics_key: handler.progress for handler in handlers if handler.statistics_key}
         self._statistics.setup_ended(
@@ -227,9 +237,16 @@ class OutgoingMigration(Attempt):
         self._move(MigrationStatus.ACTIVE)
         return saver
 
+    def _write_remotely(self, channel: RemoteWritingChannel) -> None:
+        """Pages go past the stream, and count as what is sent all the same."""
+        self._sent_beside = lambda: channel.ram_written
+        self._statistics.sends_beside(self._sent_beside)
+        for _, handler in self._registry.iterable:
+            handler.use_remote_writing(channel, self._out.flush)
+
     def _connect_lanes(self, bundle: Bundle, method: Method) -> Departing:
         channels = connecting.connect(
-            self._destination,
+            self._connector,
             Patience(self._limits.connect_timeout, self._patience.cancelled),
             lanes=self._parameters.multifd_channels,
             uuid=connecting.uuid_of(self._machine),
@@ -249,6 +266,8 @@ class OutgoingMigration(Attempt):
         try:
             self._return_path.wait_pong(FIRST_PING)
         except MigrationError as exc:
+            if self._silent():
+                raise
             raise IncompatibleError(
                 f"the destination has not agreed to multifd-compression {self._method.name!r}: {exc}",
                 hint="it must have that codec too, and be set to it; its own error says more",
@@ -257,10 +276,11 @@ class OutgoingMigration(Attempt):
 
     def _go_rounds(self, saver: StreamSaver) -> None:
         """Send what is dirty, again and again, until it is time to stop the guest."""
-        out = self._out
+        out, idle = self._out, self._idle
+        assert idle is not None, "rounds before the setup"
         pacer = Pacer(
             limit=lambda: self._parameters.max_bandwidth,
-            sent=lambda: out.offset + (0 if self._lanes is None else self._lanes.committed),
+            sent=lambda: out.offset + (self._sent_beside() if self._lanes is None else self._lanes.committed),
             wait=self._stopping.wait,
             stopping=self._stopping.is_set,
             check=self._check,
@@ -273,6 +293,9 @@ class OutgoingMigration(Attempt):
             self._parameters,
             sync=self._sync,
             drain=partial(self._drain, saver),
+            bursts=self._bursts(saver, pacer),
+            within_rounds=self._lanes is None,  # else an echo says nothing of the lanes but behind a round's sync
+            waiting=idle,
         )
         for round_ in rounds:
             self._convergence.heard(round_)
@@ -280,6 +303,28 @@ class OutgoingMigration(Attempt):
                 return
             if not round_.remaining:
                 self._stopping.wait(IDLE)
+
+    def _bursts(self, saver: StreamSaver, pacer: Pacer) -> Bursts | None:
+        """What times the pacer's windows, if there is an answer to time them by."""
+        if self._return_path is None:
+            return None
+
+        def ask(value: int) -> None:
+            self._ping(saver, value)
+            self._out.flush()
+
+        path = self._return_path
+        return Bursts(pacer.sent, ask, path.answered, lambda: path.round_trip)
+
+    def _moved(self) -> object:
+        """How far the link is, for the watch that looks whether it has fallen silent."""
+        lanes, heard = self._lanes, self._return_path
+        beside = self._sent_beside() if lanes is None else lanes.sent
+        return self._out.offset, beside, 0 if heard is None else heard.heard
+
+    def _silent(self) -> bool:
+        """Whether the channel was closed because the link has fallen silent."""
+        return self._idle is not None and self._idle.passed
 
     def _drain(self, saver: StreamSaver) -> None:
         """What the link's buffers hold is not yet there; with a way back, wait until it is."""
@@ -363,7 +408,7 @@ class OutgoingMigration(Attempt):
             deal = QemuTiming(link)
         elif self._timing is HandoverTiming.AUTO and self._accepted(self._return_path):
             attempt = commands.Attempt(self._mid, self._keeper.epoch)
-            again = Messenger(self._destination, self._limits.connect_timeout) if self._destination.spec.several else None
+            again = Messenger(self._connector, self._limits.connect_timeout) if self._destination.spec.several else None
             deal = Pairwise(link, attempt, saver.digest, again)
         else:
             deal = Proof(link)
@@ -462,6 +507,8 @@ class OutgoingMigration(Attempt):
         elif not cancelled:
             error = self._best_reason(error)
         self._hang_up()
+        if self._idle is not None:
+            self._idle.end()
         if self._return_path is not None:
             self._return_path.join()
         if self._lanes is not None:
@@ -507,6 +554,8 @@ class OutgoingMigration(Attempt):
 
     def _best_reason(self, error: WhimbrelError | None) -> WhimbrelError | None:
         """A broken channel is often the effect of what the return path has heard, or is about to hear."""
+        if self._silent() and isinstance(error, ChannelError):
+            return _fallen_silent(self._limits.idle_timeout, error.place)
         if self._lanes is not None and self._lanes.failure is not None and isinstance(error, ChannelError):
             error = self._lanes.failure
         if self._return_path is None or not isinstance(error, ChannelError):
@@ -555,6 +604,15 @@ class OutgoingMigration(Attempt):
         self._registry.sync()
         self._statistics.synced()
         self._machine.notifiers.emit(RoundStarted(number=self._statistics.syncs))
+
+
+def _fallen_silent(seconds: float, place: Place) -> ChannelLost:
+    return ChannelLost(
+        f"the link has taken no byte and brought no answer for {seconds:.3g} s",
+        hint="the guest goes on here; [limits] idle-timeout says how long to wait, and over a link that is only slow"
+        " max-bandwidth makes the pieces smaller",
+        place=place,
+    )
 
 
 def _unproved(error: WhimbrelError | None) -> WhimbrelError | None:

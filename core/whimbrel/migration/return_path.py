@@ -6,14 +6,13 @@ wait raises it.
 
 from __future__ import annotations
 
-import math
 import threading
-import time
 from collections.abc import Callable
 
 from whimbrel.abc import Channel
 from whimbrel.errors import MigrationError, PeerRefused, Place, StreamError
 from whimbrel.migration.attempt import unexpected
+from whimbrel.migration.echoes import Echoes
 from whimbrel.stream import Reader
 from whimbrel.wire.handover import ACCEPT, FROM_SOURCE, OFFER, Word
 from whimbrel.wire.return_path import Message, Pong, Shut, SwitchoverAck, parse_message
@@ -26,15 +25,15 @@ class ReturnPath:
         self._channel = channel
         self._on_failure = on_failure
         self._changed = threading.Condition()
-        self._pongs: set[int] = set()
-        self._asked: dict[int, float] = {}  # when
-        self._quickest = math.inf
+        self._echoes = Echoes()
         self._acknowledged = False
         self._accepted = False
         self._word: Word | None = None
         self._may_shut = False
         self._shut = False
         self._failure: MigrationError | None = None
+        self.heard = 0
+        """Messages that have come; any thread may read it."""
         self._thread = threading.Thread(target=self._listen, name="whimbrel-return-path", daemon=True)
 
     def start(self) -> None:
@@ -53,16 +52,13 @@ class ReturnPath:
 
     @property
     def round_trip(self) -> float:
-        """How long an answer takes, in seconds: no longer than the quickest so far did, what went before it included.
-
-        0 before the first.
-        """
-        return self._quickest if math.isfinite(self._quickest) else 0.0
+        """How long an answer takes, in seconds, as `Echoes.round_trip` says."""
+        return self._echoes.round_trip
 
     def asking(self, value: int) -> None:
         """A PING of `value` is about to be sent; only PONGs that were asked for are believed."""
         with self._changed:
-            self._asked[value] = time.monotonic()
+            self._echoes.asked(value)
 
     @property
     def accepted(self) -> bool:
@@ -78,9 +74,16 @@ class ReturnPath:
         with self._changed:
             self._may_shut = True
 
+    def answered(self, value: int) -> float | None:
+        """When the last PING of `value` was answered, in monotonic seconds; None while it is out."""
+        with self._changed:
+            return self._echoes.when(value)
+
     def wait_pong(self, value: int) -> None:
-        """Wait for the PONG of `value`. Raises the failure; a channel that is closed is one."""
-        self._wait(lambda: value in self._pongs, None)
+        """Wait for the PONG of `value`, once. Raises the failure; a channel that is closed is one."""
+        self._wait(lambda: self._echoes.when(value) is not None, None)
+        with self._changed:
+            self._echoes.forget(value)
 
     def wait_failure(self, timeout: float) -> None:
         """Wait until something goes wrong, or the last word comes; raises nothing."""
@@ -125,16 +128,14 @@ class ReturnPath:
 
     def _hear(self, message: Message) -> None:
         with self._changed:
+            self.heard += 1
             match message:
-                case Pong(value) if value == ACCEPT and OFFER in self._asked:
+                case Pong(value) if value == ACCEPT and self._echoes.out(OFFER):
                     self._accepted = True
                 case Word():
                     self._hear_word(message)
                 case Pong(value):
-                    if value not in self._asked:
-                        raise StreamError(f"the destination answered a PING that was never sent ({value:#x})")
-                    self._quickest = min(self._quickest, time.monotonic() - self._asked.pop(value))
-                    self._pongs.add(value)
+                    self._echoes.came(value)
                 case SwitchoverAck():
                     if self._acknowledged:
                         raise StreamError("the destination agreed to the switchover twice")

@@ -19,6 +19,7 @@ from whimbrel.migration.journal import Journal, Record
 from whimbrel.migration.messenger import Messenger
 from whimbrel.migration.uri import resolve
 from whimbrel.plugins import PluginManager
+from whimbrel.settings import Settings
 from whimbrel.wire.handover import Word, WordKind
 
 
@@ -102,7 +103,7 @@ class Standing:
 
 
 def settle(
-    standing: Standing, journal: Journal, plugins: PluginManager, seconds: float, stopped: threading.Event
+    standing: Standing, journal: Journal, plugins: PluginManager, settings: Settings, stopped: threading.Event
 ) -> Standing:
     """Ask the destination, where it has to be asked; see `Machine.settle_standing`.
 
@@ -113,7 +114,7 @@ def settle(
         return standing
     if record.ownership != SourceOwnership.RELEASED:
         record = _written(journal, record, SourceOwnership.RELEASED, Reason.CRASHED, record.epoch)
-    messenger = Messenger(resolve(record.peer, plugins), seconds)
+    messenger = Messenger(resolve(record.peer, plugins).connector(settings), settings.limits.connect_timeout)
     answer = messenger.say(Word(WordKind.COMMIT, bytes.fromhex(record.mid), record.epoch), stopped)
     match None if answer is None else answer.kind:
         case None:

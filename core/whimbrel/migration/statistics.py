@@ -210,8 +210,7 @@ class Statistics:
         self._round_began = self._began
         self._round_sent = 0
         self._round_synced = 0
-        self._burst_began: float | None = None
-        self._burst_sent = 0
+        self._held_back = False  # the round that goes on
         self._link = LinkSpeed()
         self._marked = self._began
         self._split: dict[str, float] = {}
@@ -272,20 +271,21 @@ class Statistics:
             self._link.average = (sent - self._window_sent) / span
         self._window_began, self._window_sent, self._window_pages = now, sent, pages
 
-    def burst_begins(self) -> None:
+    def held_back(self) -> None:
         """Sending had to wait for its bandwidth, and goes on now."""
-        self._burst_began, self._burst_sent = self._clock(), self._all_sent()
+        self._held_back = True
 
     def round_sent(self) -> tuple[int, float]:
         """A round's bytes have arrived: measure them. Returns its bytes and seconds."""
         now, sent = self._clock(), self._all_sent()
         span, size = max(now - self._round_began, 1e-6), sent - self._round_sent
-        self._link.sent(size, span, held_back=self._burst_began is not None)
-        if self._burst_began is not None and self._round_trips:
-            # Without an answer nobody knows when they have arrived.
-            self._link.burst(sent - self._burst_sent, max(now - self._burst_began, 1e-6))
-        self._burst_began = None
+        self._link.sent(size, span, held_back=self._held_back)
+        self._held_back = False
         return size, span
+
+    def burst(self, size: int, span: float) -> None:
+        """In the round that was sent `size` bytes went between two waits, and had arrived after `span` seconds."""
+        self._link.burst(size, span)
 
     def round_ended(self, *, total: int, previous: int, remaining: int, size: int, span: float, limit: float,
                     switchover_bandwidth: int) -> Round:  # fmt: skip

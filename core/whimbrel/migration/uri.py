@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import attrs
 
-from whimbrel.abc import TransportSpec
+from whimbrel.abc import Listener, Transport, TransportSpec
 from whimbrel.errors import ConfigError, UnknownNameError
+from whimbrel.migration import security
 from whimbrel.plugins import PluginManager
-from whimbrel.settings import Capabilities
+from whimbrel.settings import Capabilities, Settings
 
 
 @attrs.frozen
@@ -22,6 +23,20 @@ class Destination:
     def duplex(self) -> bool:
         """Whether bytes travel both ways there, as far as that can be told before connecting."""
         return self.spec.duplex if self.spec.duplex_at is None else self.spec.duplex_at(self.address)
+
+    def transport(self, capabilities: Capabilities) -> Transport:
+        """The transport, made for a migration with these capabilities."""
+        if self.spec.create_for is None:
+            return self.spec.create()
+        return self.spec.create_for(frozenset(name for name, on in capabilities.as_dict().items() if on))
+
+    def connector(self, settings: Settings) -> security.Connector:
+        """What connects there, encrypted or not as `settings` say. Raises ConfigError for what is not allowed."""
+        return security.Connector.of(self.spec, self.address, self.transport(settings.capabilities), settings)
+
+    def listen(self, settings: Settings) -> Listener:
+        """Listen there, encrypted or not as `settings` say. Raises ConfigError and ConnectError."""
+        return security.listen(self.spec, self.address, self.transport(settings.capabilities), settings)
 
     def missed_way_back(self, capabilities: Capabilities) -> list[str]:
         """Why these capabilities cannot do without a way back, where there is none; one sentence each."""

@@ -12,6 +12,7 @@ import attrs
 from whimbrel.abc import CodecSpec, DirtyTrackerSpec, SaveVMSpec, TransportSpec
 from whimbrel.errors import BrokenPlugin, PluginRefused
 from whimbrel.plugins.catalogue import KINDS
+from whimbrel.verbs import VerbsProviderSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,6 +26,7 @@ __all__ = [
     "SAVEVM",
     "TRACKERS",
     "TRANSPORTS",
+    "VERBS",
     "Offer",
     "Record",
     "Spec",
@@ -74,7 +76,8 @@ TRANSPORTS: Final = Offer("whimbrel_transports", TransportSpec)
 SAVEVM: Final = Offer("whimbrel_savevm_handlers", SaveVMSpec)
 CODECS: Final = Offer("whimbrel_codecs", CodecSpec)
 TRACKERS: Final = Offer("whimbrel_dirty_trackers", DirtyTrackerSpec)
-ASKED_ONCE: Final[tuple[Offer[Any], ...]] = (TRANSPORTS, CODECS, TRACKERS)  # savevm handlers depend on a machine
+VERBS: Final = Offer("whimbrel_verbs_providers", VerbsProviderSpec)
+ASKED_ONCE: Final[tuple[Offer[Any], ...]] = (TRANSPORTS, CODECS, TRACKERS, VERBS)  # savevm handlers depend on a machine
 
 
 @attrs.define(eq=False)

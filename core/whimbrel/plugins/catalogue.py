@@ -21,6 +21,7 @@ KINDS: Final[Mapping[str, str]] = {
     "whimbrel_savevm_handlers": "savevm",
     "whimbrel_codecs": "codec",
     "whimbrel_dirty_trackers": "dirty tracker",
+    "whimbrel_verbs_providers": "verbs provider",
     "whimbrel_check_migration": "check",
     "whimbrel_choose_switchover": "choice",
     "whimbrel_on_event": "notifier",

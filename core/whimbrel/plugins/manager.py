@@ -31,6 +31,7 @@ from whimbrel.plugins._records import (
     SAVEVM,
     TRACKERS,
     TRANSPORTS,
+    VERBS,
     Offer,
     Record,
     Spec,
@@ -41,6 +42,7 @@ from whimbrel.plugins._records import (
 from whimbrel.plugins._registry import Registry
 from whimbrel.plugins._tracing import trace_from_environment
 from whimbrel.plugins.catalogue import KINDS, Catalogue, PluginRow
+from whimbrel.verbs import AUTO, choose
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from whimbrel.events import Event, Round
     from whimbrel.machine import BareMachine
     from whimbrel.plugins.catalogue import State
+    from whimbrel.verbs import VerbsProviderSpec
 
 __all__ = ["Failure", "PluginManager"]
 
@@ -79,6 +82,7 @@ class PluginManager:
         active: names of the plugins whose checks and choices are heard, in the order in which choices are made.
         notifiers: names of the plugins that are told of events, in the order in which they are told.
         prefer: for a name that two plugins offer, the plugin whose offer is meant.
+        verbs_provider: the name of the verbs provider that transports get, or "auto" for the best that works.
         load_entry_points: whether installed plugins take part; without it only what is registered exists.
 
     A name in `active` or `notifiers` that is not installed raises UnknownNameError, and one whose plugin is broken
@@ -92,11 +96,13 @@ class PluginManager:
         active: Sequence[str] = (),
         notifiers: Sequence[str] = (),
         prefer: Mapping[str, str] | None = None,
+        verbs_provider: str = AUTO,
         load_entry_points: bool = True,
     ) -> None:
         self._active = tuple(active)
         self._notifiers = tuple(notifiers)
         self._prefer = dict(prefer or {})
+        self._verbs_provider = verbs_provider
         self._registry = Registry(frozenset(disable), load_entry_points=load_entry_points)
         self._lock = threading.RLock()
         self._trace = trace_from_environment()
@@ -142,8 +148,19 @@ class PluginManager:
 
         That makes use of every name, so one that two plugins offer raises DuplicateOffer.
         """
-        offers = self._offers(TRACKERS)
-        return [self._pick(TRACKERS, offers, name) for name in sorted({spec.name for _, spec in offers})]
+        return self._every(TRACKERS)
+
+    def verbs_providers(self) -> list[VerbsProviderSpec]:
+        """Every provider of verbs, by name, to choose from by rank. Raises as `dirty_trackers` does."""
+        return self._every(VERBS)
+
+    def provider(self) -> VerbsProviderSpec:
+        """The provider of verbs that settings name, or the best that works (`whimbrel.verbs.VerbsOffers`).
+
+        Raises as `transport` does for the one that is named, and ConnectError where none works here.
+        """
+        name = self._verbs_provider
+        return choose(name, self.verbs_providers() if name == AUTO else [self._one(VERBS, name)])
 
     def savevm_handlers(self, machine: BareMachine, names: Iterable[str]) -> list[SaveVMSpec]:
         """The savevm handlers for `machine`: those in `names`, in that order, then those of registered plugins.
@@ -166,6 +183,10 @@ class PluginManager:
     def _one(self, offer: Offer[S], name: str) -> S:
         return self._pick(offer, self._offers(offer), name)
 
+    def _every(self, offer: Offer[S]) -> list[S]:
+        offers = self._offers(offer)
+        return [self._pick(offer, offers, name) for name in sorted({spec.name for _, spec in offers})]
+
     def _all(self, offer: Offer[S]) -> list[S]:
         offers = self._offers(offer)
         found: list[S] = []
@@ -187,8 +208,9 @@ class PluginManager:
         """Ask the plugins that were not yet asked: each once in the manager's life."""
         with self._lock:
             fresh = [one for one in self._registry.plugins if offer.hook in one.hooks and offer.hook not in one.offers]
-            for record in self._asked(offer.hook, fresh, {}) if fresh else ():
-                record.offers[offer.hook] = self._collect(record, offer, {})
+            arguments = {"verbs": self} if offer is TRANSPORTS else {}
+            for record in self._asked(offer.hook, fresh, arguments) if fresh else ():
+                record.offers[offer.hook] = self._collect(record, offer, arguments)
 
     def _collect(self, record: Record, offer: Offer[S], arguments: Mapping[str, object]) -> tuple[S, ...]:
         """What one plugin offers; nothing, and a remembered fault, where it fails or answers with something else."""

@@ -17,6 +17,7 @@ from whimbrel.settings.local import Backends, Limits, PluginChoices
 from whimbrel.settings.parameters import Parameters
 from whimbrel.settings.reference import reference
 from whimbrel.settings.section import Section
+from whimbrel.settings.security import Security
 
 __all__ = [
     "Backends",
@@ -26,6 +27,7 @@ __all__ = [
     "Parameters",
     "PluginChoices",
     "Section",
+    "Security",
     "Settings",
     "reference",
 ]

@@ -46,7 +46,11 @@ class Capabilities(Section):
     )
 
     xbzrle: bool = _works("send what changed within a page that was sent before", "QEMU 1.2")
-    rdma_pin_all: bool = _later("pin all memory at once for RDMA", "QEMU 2.0", "there is no RDMA transport")
+    rdma_pin_all: bool = _works(
+        "with rdma: register all memory at the start, in place of each MiB when it is first sent; counts where it is "
+        "on at both ends",
+        "QEMU 2.0",
+    )
     auto_converge: bool = _works("slow a guest down that writes faster than the link carries", "QEMU 1.6")
     zero_blocks: bool = _works("send chunks of a drive that are all zero as a mark", "QEMU 1.6")
     compress: bool = _later("compress pages one by one with zlib", "QEMU 2.4", "pages are sent as they are")

@@ -18,6 +18,7 @@ from whimbrel.settings.capabilities import Capabilities
 from whimbrel.settings.local import Backends, Limits, PluginChoices
 from whimbrel.settings.parameters import Parameters
 from whimbrel.settings.section import Section
+from whimbrel.settings.security import Security
 from whimbrel.settings.sources import Layer, environment_layer, file_layer, override_layer
 
 __all__ = ["Settings"]
@@ -25,13 +26,14 @@ __all__ = ["Settings"]
 
 @attrs.frozen(kw_only=True)
 class Settings:
-    """Everything that can be set, in five sections. The sections stay, their values change."""
+    """Everything that can be set, in six sections. The sections stay, their values change."""
 
     capabilities: Capabilities = attrs.field(factory=Capabilities, validator=attrs.validators.instance_of(Capabilities))
     parameters: Parameters = attrs.field(factory=Parameters, validator=attrs.validators.instance_of(Parameters))
     backends: Backends = attrs.field(factory=Backends, validator=attrs.validators.instance_of(Backends))
     plugins: PluginChoices = attrs.field(factory=PluginChoices, validator=attrs.validators.instance_of(PluginChoices))
     limits: Limits = attrs.field(factory=Limits, validator=attrs.validators.instance_of(Limits))
+    security: Security = attrs.field(factory=Security, validator=attrs.validators.instance_of(Security))
 
     @classmethod
     def load(
@@ -78,6 +80,7 @@ class Settings:
             backends=self.backends.copy(),
             plugins=self.plugins.copy(),
             limits=self.limits.copy(),
+            security=self.security.copy(),
         )
 
     def handover_seconds(self) -> float:

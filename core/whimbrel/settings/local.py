@@ -150,6 +150,7 @@ def _count(high: int) -> _Amount:
 
 
 _SIZE: Final = _Amount('a size from "4KiB" to "4GiB", such as "16MiB"', 4096, 4 << 30, "bytes")
+_WINDOW: Final = _Amount('a size from "1KiB" to "2GiB", such as "8MiB"', 1 << 10, 2 << 30, "bytes")
 
 
 @attrs.define(kw_only=True, on_setattr=judged)
@@ -165,6 +166,11 @@ class Backends(Section):
         _Memory(),
         "anonymous",
         'where memory comes from: of this process alone, shareable with others ("memfd"), or a file',
+    )
+    verbs_provider: str = setting(
+        _Name(),
+        "auto",
+        'what carries one-sided writes (rdma): the name of a verbs provider, or "auto" for the best that works',
     )
 
 
@@ -188,6 +194,22 @@ class Limits(Section):
     """How long to wait and how much to take from a peer; counts from the start of a migration."""
 
     connect_timeout: float = setting(_seconds("a time up to a day"), 10.0, "how long a connection may take to be made")
+    handshake_timeout: float = setting(
+        _seconds("a time up to a day"), 10.0, "how long the handshake of TLS may take, on each connection"
+    )
+    keepalive: float = setting(
+        _seconds("a time up to a day, or 0 for never", 0.0),
+        10.0,
+        "how long a TCP connection may be silent before the peer's host is asked whether it is there",
+    )
+    peer_timeout: float = setting(
+        _seconds("a time up to a day, or 0 for what the system has", 0.0),
+        60.0,
+        "how long the peer's host may answer nothing, or its process take nothing, before a TCP connection is lost",
+    )
+    strangers: int = setting(
+        _count(1000), 8, "connections that are not known yet, or are nobody's, which a destination bears at a time"
+    )
     header_timeout: float = setting(
         _seconds("a time up to a day"), 10.0, "how long a peer that has connected may take to send the stream's header"
     )
@@ -197,6 +219,18 @@ class Limits(Section):
         "how long the source waits, with its guest stopped, for the destination to say that it has everything; "
         "0 for four times the downtime-limit and at least 2 s",
     )
+    idle_timeout: float = setting(
+        _seconds("a time up to a day", 0.0),
+        30.0,
+        "how long a source waits for a link that takes no byte and brings no answer; 0 for ever",
+    )
     sections: int = setting(_count(1_000_000), 4096, "sections in one stream")
     blocks: int = setting(_count(1_000_000), 4096, "RAM blocks in one stream")
     description: int = setting(_SIZE, 16 << 20, "bytes of the description at the end of a stream")
+    device_section: int = setting(_SIZE, 16 << 20, "bytes of one device's section, where a machine is captured")
+    device_sections: int = setting(_SIZE, 64 << 20, "bytes of all device sections, where a machine is captured")
+    zstd_window: int = setting(
+        _WINDOW,
+        8 << 20,
+        "bytes that a peer may make each lane remember with multifd-compression zstd; level 20 of QEMU's wants 32 MiB",
+    )

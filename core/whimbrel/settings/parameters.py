@@ -19,7 +19,6 @@ from whimbrel.settings.section import Rule, Section, judged
 __all__ = ["Parameters"]
 
 _PAGE_SIZE: Final = 4096  # of every target whose stream whimbrel speaks
-_NO_TLS: Final = "there is no TLS, and nothing that was meant to be encrypted is sent in the clear"
 
 
 def _bounded(low: int, high: int, *, unit: str = "", bits: int = 64) -> Number:
@@ -160,13 +159,24 @@ class Parameters(Section):
         since="QEMU 5.0",
     )
     tls_authz: str = setting(
-        StringOrNull(), "", "who may connect, by certificate", since="QEMU 4.0", unavailable=_NO_TLS
+        StringOrNull(),
+        "",
+        "whose certificates may connect to a destination: names with commas between them, `*` for any part, or the path "
+        "of a file with one a line; empty for whoever has one of the authority's",
+        since="QEMU 4.0",
     )
     tls_creds: str = setting(
-        StringOrNull(), "", "credentials that switch TLS on", since="QEMU 2.7", unavailable=_NO_TLS
+        StringOrNull(),
+        "",
+        "a folder with ca-cert.pem, and with server-cert.pem and server-key.pem at a destination, client-cert.pem and "
+        "client-key.pem at a source: all connections are encrypted then, and both ends show who they are",
+        since="QEMU 2.7",
     )
     tls_hostname: str = setting(
-        StringOrNull(), "", "the name that the peer's certificate must bear", since="QEMU 2.7", unavailable=_NO_TLS
+        StringOrNull(),
+        "",
+        "the name that the destination's certificate must bear; that of the URI if it is empty",
+        since="QEMU 2.7",
     )
     x_checkpoint_delay: int = setting(_DELAY, 20_000, "time between two checkpoints of `x-colo`", since="QEMU 2.8")
     xbzrle_cache_size: int = setting(

@@ -18,6 +18,11 @@ class ForwardingChannel(Channel):
         self.peer = inner.peer
         self.duplex = inner.duplex
 
+    @property
+    def identity(self) -> bytes:
+        """Who the peer of the channel inside has proved to be."""
+        return self.inner.identity
+
     def recv_into(self, buffer: Buffer) -> int:
         """Receive from the channel inside."""
         return self.inner.recv_into(buffer)

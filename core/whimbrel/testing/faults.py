@@ -17,6 +17,7 @@ receives. A cut lets exactly that many bytes through, and with the last of them 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
@@ -60,6 +61,7 @@ class Faults:
     `cut_sent`, `cut_received`: how many bytes go through before the link dies; `orderly` says how. `stall_sent`,
     `stall_received`: before which byte everything stands still until `release`. `flip_sent`, `flip_received`: byte
     offset to the bits that are flipped there. `crumbs`: the most bytes that travel together, or are received at once.
+    `speed`: how many bytes a second go through at most; 0 for any.
     """
 
     cut_sent: int | None = None
@@ -70,6 +72,7 @@ class Faults:
     flip_sent: Mapping[int, int] = attrs.field(factory=dict)
     flip_received: Mapping[int, int] = attrs.field(factory=dict)
     crumbs: int = _CHUNK
+    speed: float = 0.0
 
 
 class _Direction:
@@ -111,6 +114,7 @@ class FaultyChannel(ChannelWrapper):
         self._out = _Direction(faults.cut_sent, faults.stall_sent, faults.flip_sent, faults.crumbs)
         self._in = _Direction(faults.cut_received, faults.stall_received, faults.flip_received, faults.crumbs)
         self._closed = False
+        self._through = 0.0  # when the last piece has gone through
 
     @property
     def sent(self) -> int:
@@ -161,6 +165,7 @@ class FaultyChannel(ChannelWrapper):
             piece = memoryview(bytearray(rest[: self._out.next_piece(len(rest))]))
             rest = rest[len(piece) :]
             self._out.passed(piece)
+            self._take_time(len(piece))
             try:
                 self.inner.send(piece)
             except ChannelClosed:
@@ -187,6 +192,12 @@ class FaultyChannel(ChannelWrapper):
             self.stalled.set()
             self._released.wait()
             self.stalled.clear()
+
+    def _take_time(self, size: int) -> None:
+        if self.faults.speed:
+            now = time.monotonic()
+            self._through = max(now, self._through) + size / self.faults.speed
+            self._released.wait(self._through - now)
 
     def die(self) -> None:
         """Cut the link now, in the way that the faults say."""

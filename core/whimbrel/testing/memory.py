@@ -33,7 +33,7 @@ _SLICE: Final = 0.05  # seconds a wait may last before the patience is asked aga
 _CAPACITY: Final = 1 << 20  # bytes on their way in one direction
 
 
-class _Pipe:
+class Pipe:
     """One direction: bytes that were sent and not received yet. Guarded by the lock of its connection."""
 
     def __init__(self, lock: threading.Lock, capacity: int) -> None:
@@ -71,7 +71,7 @@ class _Pipe:
 class MemoryChannel(Channel):
     """One end of a connection made by `memory_pair`."""
 
-    def __init__(self, incoming: _Pipe | None, outgoing: _Pipe | None, peer: str) -> None:
+    def __init__(self, incoming: Pipe | None, outgoing: Pipe | None, peer: str) -> None:
         self.peer = peer
         self.duplex = incoming is not None and outgoing is not None
         self._in, self._out = incoming, outgoing
@@ -140,7 +140,7 @@ class MemoryChannel(Channel):
                     pipe.drained_away = True
                 pipe.changed.notify_all()
 
-    def _check_sending(self, pipe: _Pipe) -> None:
+    def _check_sending(self, pipe: Pipe) -> None:
         if self._closed:
             raise self._we_closed()
         if pipe.broken or pipe.drained_away:
@@ -148,7 +148,7 @@ class MemoryChannel(Channel):
         if pipe.ended:
             raise ChannelClosed(f"writing to {self.peer} was ended")
 
-    def _existing(self, pipe: _Pipe | None) -> _Pipe:
+    def _existing(self, pipe: Pipe | None) -> Pipe:
         if self._closed:
             raise self._we_closed()
         if pipe is None:
@@ -164,7 +164,7 @@ def memory_pair(
 ) -> tuple[MemoryChannel, MemoryChannel]:
     """Make both ends of a connection; without `duplex` only the first can send. `capacity` is in bytes a direction."""
     lock = threading.Lock()
-    there, back = _Pipe(lock, capacity), _Pipe(lock, capacity) if duplex else None
+    there, back = Pipe(lock, capacity), Pipe(lock, capacity) if duplex else None
     return MemoryChannel(back, there, peer), MemoryChannel(there, back, peer)
 
 
@@ -225,7 +225,7 @@ class _MemoryListener(Listener):
                     raise ChannelClosed(f"the listener at {self.uri} was closed")
                 patience.check(f"waiting for a peer at {self.uri}")
                 network.changed.wait(min(_SLICE, patience.remaining()))
-            near, far = memory_pair(self.uri, duplex=network.duplex, capacity=network.capacity)
+            near, far = network.pair(self.uri)
             self._calls.popleft().channel = near
             network.changed.notify_all()
             return far
@@ -291,6 +291,10 @@ class MemoryNetwork(Transport):
                 raise ConnectError(f"Failed to listen on '{address}': somebody listens there already")
             listener = self._listeners[address] = _MemoryListener(self, address)
             return listener
+
+    def pair(self, uri: str) -> tuple[MemoryChannel, MemoryChannel]:
+        """Make both ends of a connection to `uri`, that of who connects first; called once for each."""
+        return memory_pair(uri, duplex=self.duplex, capacity=self.capacity)
 
     def forget(self, name: str) -> None:
         """Free a name; called by its listener."""

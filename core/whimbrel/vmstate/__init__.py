@@ -35,6 +35,7 @@ from whimbrel.vmstate.fields import (
     uint32,
     uint64,
 )
+from whimbrel.vmstate.linting import lint
 from whimbrel.vmstate.loading import CHUNK, Loaded, parse
 from whimbrel.vmstate.objects import check_object
 from whimbrel.vmstate.rules import MAXIMUM_NESTING
@@ -62,6 +63,7 @@ __all__ = [
     "int16",
     "int32",
     "int64",
+    "lint",
     "parse",
     "save",
     "struct",

@@ -13,7 +13,7 @@ from typing import Final
 import attrs
 
 from whimbrel.errors import Place, StreamError
-from whimbrel.wire.skeleton import Element, SectionHeader, section_footer
+from whimbrel.wire.skeleton import TOP_LEVEL, Element, SectionHeader, section_footer
 from whimbrel.wire.standing import Standing, Verdict, standing
 
 BODY_MAX: Final = 16 << 20
@@ -21,6 +21,7 @@ SECTIONS_MAX: Final = 4096
 
 FOOTER_SIZE: Final = 5
 
+_FIRST_BYTES: Final = frozenset({*TOP_LEVEL})  # of what may stand behind a footer
 _LAST_WORDS: Final = frozenset({Element.EOF, Element.COMMAND})  # behind which a source may wait for an answer
 
 
@@ -37,14 +38,18 @@ class SectionSpan:
 class FooterWalk:
     """Follows the device sections of a tail with footers, as it comes, from the first FULL's type byte at `at`.
 
-    `seen` are the section ids that were taken before, `started` those that may still have a PART or an END. After each
-    `feed`, `spans` are the whole sections, and `end` is the offset behind the last of them. It stops at anything but
-    a FULL, and goes on behind that when told to (`pass_over`). Keeps no view of the tail, and looks at a byte about
-    once. Raises StreamError for what can be no section, and the same ever after.
+    `seen` are the section ids that were taken before, `started` those that may still have a PART or an END;
+    `body_limit` is how many bytes one section may have. After each `feed`, `spans` are the whole sections, and `end` is
+    the offset behind the last of them. It stops at anything but a FULL, and goes on behind that when told to
+    (`pass_over`). Keeps no view of the tail, and looks at a byte about once. Raises StreamError for what can be no
+    section, and the same ever after.
     """
 
-    def __init__(self, at: int = 0, *, seen: Iterable[int] = (), started: Iterable[int] = ()) -> None:
+    def __init__(
+        self, at: int = 0, *, seen: Iterable[int] = (), started: Iterable[int] = (), body_limit: int = BODY_MAX
+    ) -> None:
         self.at = at
+        self._body_limit = body_limit
         self._started = frozenset(started)
         self._seen = {*seen, *self._started}
         self._whole: list[SectionSpan] = []
@@ -119,7 +124,7 @@ class FooterWalk:
     def _leave(self, tail: bytes | bytearray, section: Standing) -> bool:
         """Whether the open section's footer is there for certain; the section is closed then."""
         mark = _mark(section)
-        while (footer := tail.find(mark, self._scan)) >= 0:
+        while (footer := next_footer(tail, mark, self._scan)) >= 0:
             self._check_length(section, footer)
             verdict, _ = standing(tail, footer + FOOTER_SIZE, seen=self._seen, started=self._started)
             if verdict is Verdict.YES:
@@ -137,24 +142,39 @@ class FooterWalk:
     def _likely_end(self, tail: bytes | bytearray, section: Standing) -> Standing | None:
         """The end at a footer that is the tail's last but for an EOF or a command: a source may wait for us there."""
         mark = _mark(section)
-        footer = tail.find(mark, self._scan)
+        footer = next_footer(tail, mark, self._scan)
         while footer >= 0:
             behind = footer + FOOTER_SIZE
             _, found = standing(tail, behind, seen=self._seen, started=self._started)
             if behind == len(tail) or (found and found.element in _LAST_WORDS and found.end == len(tail)):
                 self._likely = _span(section, footer)
                 return found
-            footer = tail.find(mark, footer + 1)
+            footer = next_footer(tail, mark, footer + 1)
         return None
 
-    @staticmethod
-    def _check_length(section: Standing, footer: int) -> None:
-        if footer - section.end > BODY_MAX:
+    def _check_length(self, section: Standing, footer: int) -> None:
+        if footer - section.end > self._body_limit:
             assert section.header is not None
             raise StreamError(
-                f"no footer within {BODY_MAX} bytes, which is more than any device has",
+                f"no footer within {self._body_limit} bytes, which is more than any device has",
+                hint="[limits] device-section says how many it may have",
                 place=Place(section=repr(section.header.idstr)),
             )
+
+
+def next_footer(tail: bytes | bytearray, mark: bytes, begin: int, end: int | None = None) -> int:
+    """Where the next `mark` stands with nothing behind it yet, or a byte that may stand there; -1 if nowhere.
+
+    A tail may be all marks, of which hardly any is worth more than a look at one byte.
+    """
+    size, first_bytes = len(tail), _FIRST_BYTES
+    footer = tail.find(mark, begin, end)
+    while footer >= 0:
+        behind = footer + FOOTER_SIZE
+        if behind >= size or tail[behind] in first_bytes:
+            return footer
+        footer = tail.find(mark, footer + 1, end)
+    return -1
 
 
 def _mark(section: Standing) -> bytes:

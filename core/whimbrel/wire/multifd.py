@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import struct
 from enum import Enum, IntFlag
+from functools import lru_cache
 from typing import Final
 
 import attrs
@@ -19,7 +20,7 @@ import numpy.typing as npt
 from whimbrel.abc import ByteArray, IndexArray
 from whimbrel.errors import StreamError
 from whimbrel.wire.primitives import checked_name
-from whimbrel.wire.ram_words import PAGE_SIZE
+from whimbrel.wire.ram import PAGE_SIZE, consecutive
 from whimbrel.wire.skeleton import LANE_MAGIC
 
 MAGIC: Final = LANE_MAGIC
@@ -158,11 +159,13 @@ class Packet:
     size: int = 0
     pages: IndexArray = _NO_INDICES
     zeros: IndexArray = _NO_INDICES
+    run: slice | None = None
+    """`pages` as a slice, where each is the one before plus one."""
 
     def check_inside(self, size: int) -> None:
         """Raise StreamError unless all of its pages are inside of a block of `size` bytes."""
-        for indices in (self.pages, self.zeros):
-            if len(indices) and (last := int(indices.max())) >= size // PAGE_SIZE:
+        for indices, run in ((self.pages, self.run), (self.zeros, None)):
+            if len(indices) and (last := int(indices.max()) if run is None else run.stop - 1) >= size // PAGE_SIZE:
                 raise StreamError(
                     f"a page at {last * PAGE_SIZE:#x} is outside of block {self.block!r} of {size:#x} bytes"
                 )
@@ -218,9 +221,10 @@ def parse_packet(data: memoryview, method: int) -> Packet:
     if pages:
         _check_payload(number, flags & METHOD_MASK, method, pages, size)
     indices = _indices(data, pages + zeros, number)
-    return Packet(
-        sync, number, _block(name), method if pages else 0, size if pages else 0, indices[:pages], indices[pages:]
-    )
+    if not pages:
+        return Packet(sync, number, _block(name), zeros=indices)
+    normal = indices[:pages]
+    return Packet(sync, number, _block(name), method, size, normal, indices[pages:], consecutive(normal))
 
 
 def _check_payload(number: int, came: int, method: int, pages: int, size: int) -> None:
@@ -237,12 +241,13 @@ def _check_payload(number: int, came: int, method: int, pages: int, size: int) -
 
 def _indices(data: memoryview, count: int, number: int) -> IndexArray:
     offsets: npt.NDArray[np.uint64] = np.frombuffer(data, ">u8", count, 320).astype(np.uint64)
-    if (offsets & np.uint64(PAGE_SIZE - 1)).any():
+    if int(np.bitwise_or.reduce(offsets)) % PAGE_SIZE:
         raise StreamError(f"packet {number} has an offset that is not of a whole page")
     # 52 bits at most are left, so the page numbers are exact as signed integers.
     return (offsets >> np.uint64(12)).view(np.int64).astype(np.intp, copy=False)
 
 
+@lru_cache(maxsize=64)  # packet after packet is of the same block
 def _block(name: bytes) -> str:
     text, _, _ = name.partition(b"\0")
     if not text:

@@ -57,7 +57,11 @@ def parse_str8(what: str) -> Parser[str]:
 
 
 def checked_name(data: bytes, what: str) -> str:
-    """`data` as a name, if it is printable ASCII. Raises StreamError otherwise."""
+    """`data` as a name, if it is printable ASCII. Raises StreamError otherwise, and shows no more than one byte of it.
+
+    Where a stream is out of step with its reader, what stands for a name may be a guest's memory.
+    """
     if not data.isascii() or not (text := data.decode("ascii")).isprintable():
-        raise StreamError(f"the name of {what} is {data!r}, expected printable ASCII")
+        at = next(at for at, byte in enumerate(data) if not 0x20 <= byte < 0x7F)
+        raise StreamError(f"byte {at} of the name of {what} is {data[at]:#04x}, expected printable ASCII")
     return text

@@ -60,7 +60,7 @@ class Batch:
     indices: IndexArray
     starts: IndexArray
     ends: IndexArray
-    data: ByteArray
+    data: ByteArray = attrs.field(repr=False)
     block: str | None = None
 
     def __len__(self) -> int:

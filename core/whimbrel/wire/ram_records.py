@@ -22,6 +22,7 @@ from whimbrel.wire.ram_words import (
     COMPRESSED_MAX,
     FLAGS_MASK,
     FLUSH_RECORD,
+    HOOK_RECORD,
     PAGE_SIZE,
     PAGE_STRIDE,
     WORD,
@@ -90,8 +91,8 @@ class Run:
     size: int
     block: str | None = None
     indices: IndexArray = _NO_INDICES
-    payload: ByteArray = _NO_BYTES
-    data: ByteArray = _NO_BYTES
+    payload: ByteArray = attrs.field(default=_NO_BYTES, repr=False)
+    data: ByteArray = attrs.field(default=_NO_BYTES, repr=False)
     starts: IndexArray = _NO_INDICES
     ends: IndexArray = _NO_INDICES
 
@@ -103,11 +104,18 @@ class RecordReader:
     """Reads the RAM bodies of one stream, in their order: the current block goes on from body to body. One thread.
 
     `sizes` are the blocks there are and their bytes; without it any name is taken and no page is out of bounds.
-    `flush` is called for each MULTIFD_FLUSH, in its place among the records; without it there may be none.
+    `flush` is called for each MULTIFD_FLUSH and `hook` for each HOOK, in its place among the records; without them
+    there may be none.
     """
 
-    def __init__(self, sizes: Mapping[str, int] | None = None, flush: Callable[[], object] | None = None) -> None:
-        self._flush = flush
+    def __init__(
+        self,
+        sizes: Mapping[str, int] | None = None,
+        flush: Callable[[], object] | None = None,
+        hook: Callable[[], object] | None = None,
+    ) -> None:
+        calls = ((FLUSH_RECORD, flush), (HOOK_RECORD, hook))
+        self._calls = {word: call for word, call in calls if call is not None}
         self._pages = None if sizes is None else {name: size // PAGE_SIZE for name, size in sizes.items()}
         self.block: str | None = None
         """The block that a record without a name belongs to; None before the first name, and after a wrong one."""
@@ -124,9 +132,9 @@ class RecordReader:
         while True:
             try:
                 window = reader.window(need)
-                if self._flush is not None and window[:WORD] == FLUSH_RECORD:
+                if self._calls and (call := self._calls.get(bytes(window[:WORD]))) is not None:
                     reader.advance(WORD)
-                    self._flush()
+                    call()
                     need = WORD
                     continue
                 run = read_run(window)

@@ -28,6 +28,7 @@ class Flag(IntFlag):
 
 EOS_RECORD: Final = U64.pack(Flag.EOS)
 FLUSH_RECORD: Final = U64.pack(Flag.MULTIFD_FLUSH)
+HOOK_RECORD: Final = U64.pack(Flag.HOOK)
 
 PAGE_STRIDE: Final = WORD + PAGE_SIZE
 ZERO_STRIDE: Final = WORD + 1

@@ -28,7 +28,7 @@ from whimbrel.wire.described import (
     vmsd_name_of,
 )
 from whimbrel.wire.description import Description, find
-from whimbrel.wire.footers import BODY_MAX, FOOTER_SIZE, SECTIONS_MAX, FooterWalk, SectionSpan
+from whimbrel.wire.footers import BODY_MAX, FOOTER_SIZE, SECTIONS_MAX, FooterWalk, SectionSpan, next_footer
 from whimbrel.wire.primitives import U32, str8
 from whimbrel.wire.skeleton import Element, SectionHeader, section_footer
 from whimbrel.wire.standing import Standing, Verdict, standing
@@ -100,6 +100,7 @@ def split_by_description(
     first: int = 0,
     seen: Iterable[int] = (),
     started: Iterable[int] = (),
+    body_limit: int = BODY_MAX,
 ) -> Split:
     """Split the sections that begin at `start`, the first of which is device `first` of `description`.
 
@@ -107,10 +108,10 @@ def split_by_description(
     instance may come twice. Where the sizes do not add up, as those of arrays of null pointers do not, the section
     ends where the next device's header (behind the footer, if there are `footers`) stands. An element that is no
     FULL ends the split without error, but for an EOF before the last device, as does the end of the tail behind the
-    last device. `seen` are section ids that were taken before, `started` those that may have a PART or an END. Never
-    raises for what the peer sent.
+    last device. `seen` are section ids that were taken before, `started` those that may have a PART or an END;
+    `body_limit` is how many bytes one section may have. Never raises for what the peer sent.
     """
-    splitter = _Splitter(_flat(tail), footers, set(seen) | set(started), frozenset(started), start)
+    splitter = _Splitter(_flat(tail), footers, set(seen) | set(started), frozenset(started), body_limit, start)
     error = None
     try:
         splitter.split(description.devices[first:])
@@ -125,6 +126,7 @@ class _Splitter:
     footers: bool
     seen: set[int]
     started: frozenset[int]
+    body_limit: int
     at: int
     sections: list[DeviceSection] = attrs.field(factory=list)
 
@@ -170,7 +172,7 @@ class _Splitter:
         end = len(self.tail)
         try:
             end = self._measured(found.end, described, header.idstr)
-            if end - found.end <= BODY_MAX and self._may_end(end, header, following):
+            if end - found.end <= self.body_limit and self._may_end(end, header, following):
                 return end
         except StreamError as exc:
             failure = exc
@@ -220,22 +222,22 @@ class _Splitter:
     def _footer(self, begin: int, header: SectionHeader, following: Described | None, cut: bool) -> int | None:
         """Where the section's footer stands, with the next device's section or the end of all behind it."""
         mark = section_footer(header.section_id)
-        most = begin + BODY_MAX + FOOTER_SIZE
-        footer = self.tail.find(mark, begin, most)
+        most = begin + self.body_limit + FOOTER_SIZE
+        footer = next_footer(self.tail, mark, begin, most)
         while footer >= 0:
             verdict, found = self._standing(footer + FOOTER_SIZE)
             if found and (verdict is Verdict.YES or not cut) and self._follows(found, following):
                 return footer
-            footer = self.tail.find(mark, footer + 1, most)
+            footer = next_footer(self.tail, mark, footer + 1, most)
         return None
 
     def _next_header(self, begin: int, _: SectionHeader, following: Described | None, cut: bool) -> int | None:
         """Where the next device's header stands, or the end of all with the description behind it."""
         if following is None:
             ending = None if cut else find(self.tail, begin)
-            return ending.eof_offset if ending and ending.eof_offset - begin <= BODY_MAX else None
+            return ending.eof_offset if ending and ending.eof_offset - begin <= self.body_limit else None
         words = str8(name_of(following, "a device")) + U32.pack(instance_of(following, "a device"))
-        most = begin + BODY_MAX + 5 + len(words)
+        most = begin + self.body_limit + 5 + len(words)
         name = self.tail.find(words, begin + 5, most)
         while name >= 0:
             verdict, found = self._standing(name - 5)
@@ -290,6 +292,7 @@ def split_by_footers(
     start: int = 0,
     seen: Iterable[int] = (),
     started: Iterable[int] = (),
+    body_limit: int = BODY_MAX,
 ) -> Split:
     """Split the sections that begin at `start` by their footers alone; the parameters are those of `FooterWalk`.
 
@@ -297,7 +300,7 @@ def split_by_footers(
     for what the peer sent.
     """
     tail = _flat(tail)
-    walk = FooterWalk(start, seen=seen, started=started)
+    walk = FooterWalk(start, seen=seen, started=started, body_limit=body_limit)
     error = None
     try:
         behind = walk.feed(tail)
@@ -318,12 +321,14 @@ _LIKE_A_HEADER: Final = re.compile(rb"\x04\x00\x00[\x00-\x0f].[\x02-\xff][\x21-\
 _INSTANCE_MAX: Final = 0xFFFF
 
 
-def split_by_headers(tail: bytes | bytearray | memoryview, *, start: int = 0, seen: Iterable[int] = ()) -> Split:
+def split_by_headers(
+    tail: bytes | bytearray | memoryview, *, start: int = 0, seen: Iterable[int] = (), body_limit: int = BODY_MAX
+) -> Split:
     """Guess where the sections of a tail without footers and description end (machine types up to 2.2).
 
     A section is taken to end where something stands that looks like the next one's header: an id that is new and
     below 4096, a name, and an instance below 65536. (Ids mostly rise, but devices that are saved before their turn
-    have higher ones.) The tail must be whole: its last byte is the EOF.
+    have higher ones.) No section has more than `body_limit` bytes. The tail must be whole: its last byte is the EOF.
     """
     tail = _flat(tail)
     taken = set(seen)
@@ -340,8 +345,8 @@ def split_by_headers(tail: bytes | bytearray | memoryview, *, start: int = 0, se
         error = None
         if following is None and (end < found.end or tail[end] != Element.EOF):
             error = StreamError(f"the tail ends at byte {len(tail)}, and not with the end of a stream (0x00)")
-        elif end - found.end > BODY_MAX:
-            error = StreamError(f"no other section begins within {BODY_MAX} bytes")
+        elif end - found.end > body_limit:
+            error = StreamError(f"no other section begins within {body_limit} bytes")
         if error:
             return Split(tuple(sections), found.offset, error.at(_place(found.header)), guessed=True)
         sections.append(DeviceSection(found.header, bytes(tail[found.end : end]), found.offset))

@@ -26,6 +26,7 @@ _GROUP_PAYLOADS: Final = 1 << 16  # payloads walked at once: as many as 16 bits 
 _COPY: Final = 1 << 15  # items copied at once
 _WORD: Final = 8
 _LONG: Final = 2 * _WORD  # bytes of a run from which on it is copied by words
+_SHORT: Final = 64  # bytes of a payload that, by itself, is sooner read as it stands
 
 
 def decode(data: ByteArray, starts: IndexArray, ends: IndexArray, memory: ByteArray, offsets: IndexArray) -> None:
@@ -33,11 +34,46 @@ def decode(data: ByteArray, starts: IndexArray, ends: IndexArray, memory: ByteAr
 
     Raises StreamError, which says what is wrong with the first payload that is, and nothing has changed then.
     """
+    if len(starts) == 1 and ends[0] - starts[0] <= _SHORT and _decode_alone(
+        data[starts[0] : ends[0]].tobytes(), memory, int(offsets[0])
+    ):  # fmt: skip
+        return
     # A pair is looked at before it is known to be whole: what lies behind the data is zeros then.
     padded = np.concatenate([data, np.zeros(_WORD, np.uint8)])
     changes = [_read(padded, starts[group], ends[group], offsets[group]) for group in _groups((ends - starts).cumsum())]
     for change in changes:
         _copy(padded, memory, change)
+
+
+def _decode_alone(payload: bytes, memory: ByteArray, offset: int) -> bool:
+    """Change a page as one short payload says; False for one that is malformed, and nothing has changed then.
+
+    A peer may send changes so that each of them must be made before the next is looked at, and an array for a few
+    bytes costs more than the bytes.
+    """
+    runs, at, reach, end = [], 0, 0, len(payload)
+    while at < end:
+        first = not at
+        same, at = _length(payload, at)
+        count, at = _length(payload, at)
+        reach += same + count
+        if not count or (not same and not first) or at + count > end or reach > PAGE_SIZE:
+            return False
+        runs.append((offset + reach - count, offset + reach, at))
+        at += count
+    for begin, stop, source in runs:
+        memory[begin:stop] = np.frombuffer(payload, np.uint8, stop - begin, source)
+    return True
+
+
+def _length(payload: bytes, at: int) -> tuple[int, int]:
+    """The length at `at`, and where it ends; one that is too large for any page where it is not whole."""
+    if at >= len(payload):
+        return LENGTH_MAX, at
+    byte = payload[at]
+    if byte < 0x80:
+        return byte, at + 1
+    return (byte & 0x7F | payload[at + 1] << 7 if at + 1 < len(payload) else LENGTH_MAX), at + 2
 
 
 @attrs.frozen(eq=False)

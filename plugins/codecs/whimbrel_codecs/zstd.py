@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["ZstdLaneCodec", "whimbrel_codecs"]
 
 LEVEL: Final = 1  # QEMU's default for multifd-zstd-level
-MOST: Final = 20  # of levels: higher ones want a larger window
-WINDOW: Final = 32 << 20  # bytes that a peer may make us remember, for each lane; what level 20 wants
+MOST: Final = 20  # of levels; a QEMU takes no more
+WINDOW: Final = 8 << 20  # bytes that a peer may make us remember, for each lane, unless a limit says otherwise
+WINDOW_LOG: Final = 23  # of what we make a peer remember, whatever the level
 _AT_ONCE: Final = 1 << 20  # bytes that are read at once, which is more than a packet has
 
 
@@ -41,23 +42,25 @@ def whimbrel_codecs() -> Sequence[CodecSpec]:
 
 
 def _for_lane(parameters: Mapping[str, object]) -> Codec:
-    level = parameters.get("multifd-zstd-level")
-    return ZstdLaneCodec(level if isinstance(level, int) else LEVEL)
+    level, window = parameters.get("multifd-zstd-level"), parameters.get("zstd-window")
+    return ZstdLaneCodec(level if isinstance(level, int) else LEVEL, window if isinstance(window, int) else WINDOW)
 
 
 class ZstdLaneCodec(Codec):
     """One Zstandard stream for all batches, in their order; one thread. `level` is 1 (quick) to 20 (small), 0 for 3.
 
-    One instance encodes or decodes, not both. After an error it is of no more use.
+    A stream that wants more than `window` bytes of what came before is refused. One instance encodes or decodes, not
+    both. After an error it is of no more use.
     """
 
-    def __init__(self, level: int = LEVEL) -> None:
-        compressor = zstandard.ZstdCompressor(level=min(level, MOST), write_checksum=False, write_content_size=False)
+    def __init__(self, level: int = LEVEL, window: int = WINDOW) -> None:
+        compressor = zstandard.ZstdCompressor(compression_params=_parameters(min(level, MOST)))
+        self._window = window
         self._out = compressor.compressobj()
         self._room: ByteArray = np.empty(0, np.uint8)
         self._packet = _Packet()
         # A reader makes no more than it is asked for, whatever a frame says of its size.
-        self._in = zstandard.ZstdDecompressor(max_window_size=WINDOW).stream_reader(
+        self._in = zstandard.ZstdDecompressor(max_window_size=window).stream_reader(
             cast("IO[bytes]", self._packet), read_size=_AT_ONCE, read_across_frames=True
         )
 
@@ -85,12 +88,24 @@ class ZstdLaneCodec(Codec):
         except _Dry:
             pass
         except zstandard.ZstdError as exc:
-            raise StreamError(f"a packet does not go on with its lane's Zstandard stream: {exc}") from exc
+            large = "too much memory" in str(exc)
+            raise StreamError(
+                f"a packet does not go on with its lane's Zstandard stream: {exc}",
+                hint=f"[limits] zstd-window says how much it may want: {self._window} bytes" if large else "",
+            ) from exc
         if have > into.nbytes:
             raise StreamError(f"a packet decodes to more than the {into.nbytes} bytes of its pages")
         if have < into.nbytes:
             raise StreamError(f"a packet decodes to {have} bytes, expected {into.nbytes}")
         into[...] = room[:have].reshape(into.shape)
+
+
+def _parameters(level: int) -> zstandard.ZstdCompressionParameters:
+    """Those of a level, with a window that a destination takes by default."""
+    usual = zstandard.ZstdCompressionParameters.from_level(level)
+    return zstandard.ZstdCompressionParameters.from_level(
+        level, window_log=min(usual.window_log, WINDOW_LOG), write_checksum=False, write_content_size=False
+    )
 
 
 class _Dry(Exception):

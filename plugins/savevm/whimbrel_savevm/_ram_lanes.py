@@ -144,12 +144,11 @@ class LaneSink:
 
         Raises MigrationError if there is none.
         """
-        run = wire.consecutive(indices)
-        if run is not None and not self._written[block][run.stop - 1]:
+        written, run = self._written[block], wire.as_slice(indices)
+        if run is not None and not written[run.stop - 1]:
             self._populate(self._blocks[block], run.start, run.stop)
-        at = indices if run is None else run
-        self._written[block][at] = True
-        self._came[block][at] = True
+        written[indices] = True
+        self._came[block][indices] = True
 
     def zeros(self, block: str, indices: IndexArray) -> None:
         """Make pages zero that are not."""

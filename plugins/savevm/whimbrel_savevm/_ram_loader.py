@@ -12,12 +12,22 @@ from typing import Final
 
 import numpy as np
 
-from whimbrel.abc import ArrivingLanes, BoolArray, Codec, DeltaCodec, IndexArray, SectionKind, StreamReader
+from whimbrel.abc import (
+    ArrivingLanes,
+    BoolArray,
+    Codec,
+    DeltaCodec,
+    IndexArray,
+    RemotelyWrittenChannel,
+    SectionKind,
+    StreamReader,
+)
 from whimbrel.errors import IncompatibleError, MigrationError, Place, StreamError, WhimbrelError
 from whimbrel.machine import BareMachine, RamBlock
 from whimbrel.wire import ram as wire
 from whimbrel_savevm._populate import Populator
 from whimbrel_savevm._ram_changes import Changes
+from whimbrel_savevm._ram_hooked import HookedLoader
 from whimbrel_savevm._ram_lanes import LaneSink, LaneSyncs
 
 _DIFFERENCES: Final = 8  # in one message
@@ -28,9 +38,14 @@ ZLIB: Final = "zlib"
 
 
 class RamLoader:
-    """Loads the blocks of one machine; one use, on the incoming thread. With `lanes` pages come over those too."""
+    """Loads the blocks of one machine; one use, on the incoming thread.
 
-    def __init__(self, machine: BareMachine, lanes: ArrivingLanes | None = None) -> None:
+    With `lanes` pages come over those too; with `written` the peer writes them by itself.
+    """
+
+    def __init__(
+        self, machine: BareMachine, lanes: ArrivingLanes | None = None, written: RemotelyWrittenChannel | None = None
+    ) -> None:
         self._machine = machine
         self._blocks = {block.name: block for block in machine.ram}
         # Which pages may hold something: those that did before, and those that were written since.
@@ -38,9 +53,11 @@ class RamLoader:
         self._came = {name: np.zeros(block.pages, np.bool_) for name, block in self._blocks.items()}
         self._pages = sum(block.pages for block in self._blocks.values() if not block.shared)
         self._lanes = None if lanes is None else LaneSyncs(lanes)
+        self._hooked = None if written is None else HookedLoader(written, self._written, self._came)
         self._records = wire.RecordReader(
             {name: block.size for name, block in self._blocks.items()},
             flush=None if self._lanes is None else self._flush,
+            hook=None if self._hooked is None else self._hooked.hook,
         )
         self._populator = Populator()
         self._changes: Changes | None = None
@@ -53,6 +70,8 @@ class RamLoader:
         try:
             if kind is SectionKind.START:
                 self._load_block_list(reader)
+            if self._hooked is not None:
+                self._hooked.body(kind)
             if self._lanes is not None:
                 self._lanes.body(kind, LaneSink(self._blocks, self._written, self._came))
             for name, run in self._records.body(reader, 0 if kind is SectionKind.START else self._pages):
@@ -61,6 +80,8 @@ class RamLoader:
                 self._changes.apply()
             if self._lanes is not None:
                 self._lanes.end_body()
+            if self._hooked is not None:
+                self._hooked.end_body()
         except MigrationError as exc:
             raise exc.at(Place(block=self._records.block)) from exc.__cause__
 
@@ -79,13 +100,17 @@ class RamLoader:
 
     def rollback(self) -> None:
         """Make everything zero again that is not shared with the source."""
+        if self._hooked is not None:
+            self._hooked.revoke()
         self._populator.close()
         for name, block in self._blocks.items():
             if self._written[name].any() and not block.shared:
                 block.discard()
 
     def finish(self) -> None:
-        """End the populating."""
+        """End the populating, and let nobody write here any more."""
+        if self._hooked is not None:
+            self._hooked.revoke()
         self._populator.close()
 
     # --------------------------------------------------------------------------------------- block list
@@ -102,6 +127,8 @@ class RamLoader:
         ours = {name: block.size for name, block in self._blocks.items()}
         if theirs != ours:
             raise IncompatibleError(f"the source's RAM blocks are not this machine's: {_difference(theirs, ours)}")
+        if self._hooked is not None:
+            self._hooked.listed([self._blocks[block.name] for block in listed])
         for block in listed:
             here = self._blocks[block.name]
             if here.shared and block.guest_address != here.guest_address:

@@ -5,7 +5,7 @@ The handler is a front for two rooms that share nothing: `_ram_saver` at the sou
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from whimbrel.abc import (
     DepartingLanes,
     IterableHandler,
     Progress,
+    RemotelyWrittenChannel,
+    RemoteWritingChannel,
     SaveVMSpec,
     SectionKind,
     Slice,
@@ -26,6 +28,7 @@ from whimbrel.hookspecs import hookimpl
 from whimbrel.machine import BareMachine
 from whimbrel.wire import ram as wire
 from whimbrel_savevm._ram_delta import DeltaSender
+from whimbrel_savevm._ram_hooked import HookedSender
 from whimbrel_savevm._ram_lanes import LaneSender
 from whimbrel_savevm._ram_loader import XBZRLE, RamLoader
 from whimbrel_savevm._ram_saver import BATCH, RamSaver
@@ -47,6 +50,7 @@ class RamHandler(IterableHandler):
         self._saver: RamSaver | None = None
         self._loader: RamLoader | None = None
         self._lanes: ArrivingLanes | None = None
+        self._written: RemotelyWrittenChannel | None = None
 
     # ------------------------------------------------------------------------------------------- source
 
@@ -77,6 +81,10 @@ class RamHandler(IterableHandler):
     def use_lanes(self, lanes: DepartingLanes) -> None:
         """Send pages over lanes."""
         self._its_saver.use(LaneSender(lanes, self.progress, zeros=BATCH, pending=self._its_saver.pending))
+
+    def use_remote_writing(self, channel: RemoteWritingChannel, flush: Callable[[], None]) -> None:
+        """Have the channel write pages at the peer."""
+        self._its_saver.use(HookedSender(channel, list(self._machine.ram), self.progress, flush))
 
     def save_start(self, out: StreamWriter) -> None:
         """Begin to track, and list the blocks."""
@@ -109,12 +117,16 @@ class RamHandler(IterableHandler):
         """Expect pages from lanes too."""
         self._lanes = lanes
 
+    def await_remote_writing(self, channel: RemotelyWrittenChannel) -> None:
+        """Let the peer write pages."""
+        self._written = channel
+
     def load(self, reader: StreamReader, kind: SectionKind, version_id: int) -> None:
         """Load one body into the machine's own blocks."""
         if version_id != wire.VERSION_ID:
             raise IncompatibleError(f"the RAM section has version {version_id}, expected {wire.VERSION_ID}")
         if self._loader is None:
-            self._loader = RamLoader(self._machine, self._lanes)
+            self._loader = RamLoader(self._machine, self._lanes, self._written)
         self._loader.load(reader, kind)
 
     def pages_come(self, name: str) -> int:

@@ -14,6 +14,7 @@ The rules it lives by:
 from __future__ import annotations
 
 import errno
+import ipaddress
 import os
 import select
 import socket
@@ -41,12 +42,19 @@ __all__ = [
     "SocketListener",
     "connect_socket",
     "connecting",
+    "is_exposed",
+    "is_loopback",
     "listening",
     "reason",
     "tune_tcp",
+    "watch_tcp",
 ]
 
 SLICE: Final = 0.05  # seconds a wait may last before the patience is asked again
+SILENCE: Final = 10.0  # seconds, of a channel that nobody tells otherwise
+PATIENCE: Final = 60.0
+ASKS: Final = 6  # how often a silent host is asked before it is given up
+KEEPALIVE_MAX: Final = 32767  # what the system takes
 BACKLOG: Final = 128  # the channels of a multifd migration knock all at once
 
 
@@ -65,6 +73,7 @@ class SocketChannel(Channel):
     def __init__(self, connected: socket.socket, peer: str) -> None:
         connected.settimeout(None)
         self.peer = peer
+        self.exposed = is_exposed(connected)
         self._socket = connected
         self._in, self._out = _Direction(), _Direction()
         self._closing = Lock()
@@ -114,6 +123,11 @@ class SocketChannel(Channel):
                 self._socket.shutdown(socket.SHUT_WR)
                 self._out.ended = True
 
+    def watch(self, silence: float, patience: float) -> None:
+        """Find out that a peer's host is gone, as `WatchfulChannel.watch` says; a socket that is not TCP's knows it."""
+        with self._inside(self._out):
+            watch_tcp(self._socket, silence, patience)
+
     def close(self) -> None:
         """Wake whoever is blocked, wait for them to leave and close the socket."""
         with self._closing:
@@ -160,6 +174,7 @@ class SocketListener(Listener):
     ) -> None:
         listener.setblocking(False)
         self.uri = uri
+        self.exposed = is_exposed(listener)
         self._socket = listener
         self._welcome = welcome
         self._cleanup = cleanup
@@ -254,16 +269,47 @@ def connect_socket(family: int, address: object, where: str, patience: Patience)
         return fresh
 
 
+def is_exposed(opened: socket.socket) -> bool:
+    """Whether what goes through this socket leaves the host, or comes from outside: TCP that is not all loopback."""
+    if not _is_tcp(opened):
+        return False
+    ends = [opened.getsockname()]
+    with suppress(OSError):  # one that listens has no peer
+        ends.append(opened.getpeername())
+    return not all(is_loopback(host) for host, *_ in ends)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address (not a name) is of this host alone; an unspecified one is every address that there is."""
+    address = ipaddress.ip_address(host.partition("%")[0])
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback
+
+
 def tune_tcp(connected: socket.socket) -> None:
     """Let small writes go out at once and dead peers be noticed; a socket that is none of TCP stays as it is."""
-    if connected.family not in {socket.AF_INET, socket.AF_INET6} or connected.proto not in {0, socket.IPPROTO_TCP}:
+    if _is_tcp(connected):
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        watch_tcp(connected, SILENCE, PATIENCE)
+
+
+def watch_tcp(connected: socket.socket, silence: float, patience: float) -> None:
+    """Have the system ask a silent peer's host whether it is there, and give up one that does not answer. In seconds.
+
+    A host that died says nothing: without this the system would wait for two hours, with data or without.
+    """
+    if not _is_tcp(connected):
         return
-    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    # A host that died says nothing. Without these the system would wait for two hours, with data or without.
-    connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
-    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
-    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
+    whole, asks = max(1, round(silence)), max(1, round(patience / ASKS))
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, int(silence > 0))
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, min(whole, KEEPALIVE_MAX))
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, min(asks, KEEPALIVE_MAX))
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, ASKS)
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(patience * 1000))
+
+
+def _is_tcp(opened: socket.socket) -> bool:
+    return opened.family in {socket.AF_INET, socket.AF_INET6} and opened.proto in {0, socket.IPPROTO_TCP}
 
 
 def _wait(waiting: socket.socket, events: int, patience: Patience) -> bool:

@@ -24,7 +24,7 @@ from whimbrel.abc import Channel, Listener, Patience, Transport, TransportSpec
 from whimbrel.errors import ConfigError
 from whimbrel.hookspecs import hookimpl
 from whimbrel_transports._one_way import OnceListener, PipeChannel, widen
-from whimbrel_transports._sockets import SocketChannel, connecting, listening, tune_tcp
+from whimbrel_transports._sockets import SocketChannel, connecting, is_exposed, listening, tune_tcp
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,6 +47,7 @@ def whimbrel_transports() -> Sequence[TransportSpec]:
             summary="a socket or a pipe that was passed to this process, fd:NUMBER",
             create=FdTransport,
             duplex_at=has_way_back,
+            exposed_at=is_exposed_at,
         )
     ]
 
@@ -93,6 +94,16 @@ def has_way_back(address: str) -> bool:
     with suppress(OSError, ConfigError):
         return not stat.S_ISFIFO(os.fstat(_parse(address)).st_mode)
     return True
+
+
+def is_exposed_at(address: str) -> bool:
+    """Whether the descriptor there is a socket that leads out of this host, as far as can be told without taking it."""
+    with suppress(OSError, ConfigError):
+        number = _parse(address)
+        if stat.S_ISSOCK(os.fstat(number).st_mode):
+            with socket.socket(fileno=os.dup(number)) as found:
+                return is_exposed(found)
+    return False
 
 
 def _parse(address: str) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from whimbrel.abc import Channel, Listener, Patience, Transport, TransportSpec
@@ -22,6 +23,7 @@ from whimbrel_transports._sockets import (
     SocketListener,
     connect_socket,
     connecting,
+    is_loopback,
     listening,
     tune_tcp,
 )
@@ -38,7 +40,16 @@ _EXPECTED: Final = "expected HOST:PORT, with an IPv6 address in [brackets]"
 @hookimpl
 def whimbrel_transports() -> Sequence[TransportSpec]:
     """Offer `tcp:`."""
-    return [TransportSpec(name="tcp", summary="a TCP connection, tcp:HOST:PORT", create=TcpTransport, several=True)]
+    return [
+        TransportSpec(
+            name="tcp",
+            summary="a TCP connection, tcp:HOST:PORT",
+            create=TcpTransport,
+            several=True,
+            exposed_at=is_exposed_at,
+            host_at=host_of,
+        )
+    ]
 
 
 class TcpTransport(Transport):
@@ -53,28 +64,51 @@ class TcpTransport(Transport):
         if port == 0:
             raise ConfigError(f"cannot connect to {address!r}: port 0 is for listening on a free one")
         failure = ConnectError(f"Failed to connect to '{address}': it has no address")
-        for family, where in _looked_up(host, port, address, patience):
+        found = _looked_up(host, port, address, patience)
+        for family, where in found:
             try:
                 connected = connect_socket(family, where, address, patience)
                 with connecting(address):
-                    return _channel(connected, where)
+                    channel = _channel(connected, where)
+                channel.exposed |= _lead_out(found)
             except ConnectError as error:
                 if patience.remaining() <= 0:
                     raise
                 failure = error
+            else:
+                return channel
         raise failure
 
     def listen(self, address: str) -> Listener:
         """Listen on the first address of a name that can be. Raises ConfigError, ConnectError, leaving nothing."""
         host, port = _parse(address)
         failure = ConnectError(f"Failed to listen on '{address}': it has no address")
-        for family, where in _addresses(host, port, address):
+        found = _addresses(host, port, address)
+        for family, where in found:
             try:
                 with listening(address):
-                    return _listener(family, where)
+                    listener = _listener(family, where)
+                listener.exposed |= _lead_out(found)
             except ConnectError as error:
                 failure = error
+            else:
+                return listener
         raise failure
+
+
+def is_exposed_at(address: str) -> bool:
+    """Whether it is an address that others have a way to; a name has to be looked up first, and is none here."""
+    try:
+        return not is_loopback(_parse(address)[0])
+    except (ConfigError, ValueError):
+        return False
+
+
+def host_of(address: str) -> str:
+    """The host in it; "" for what is no address of TCP."""
+    with suppress(ConfigError):
+        return _parse(address)[0]
+    return ""
 
 
 def _listener(family: int, where: object) -> Listener:
@@ -99,6 +133,11 @@ def _channel(connected: socket.socket, where: object) -> Channel:
     except BaseException:
         connected.close()
         raise
+
+
+def _lead_out(found: Sequence[tuple[int, Any]]) -> bool:
+    """Whether any of a name's addresses is not this host's alone: which of them is taken is a matter of luck."""
+    return not all(is_loopback(where[0]) for _, where in found)
 
 
 def _uri(where: Any) -> str:

@@ -10,6 +10,7 @@ import pytest
 from whimbrel.abc import CodecSpec, DirtyTrackerSpec, SaveVMSpec, TransportSpec
 from whimbrel.hookspecs import hookimpl
 from whimbrel.plugins import Catalogue, PluginManager, PluginRow
+from whimbrel.verbs import VerbsProviderSpec
 
 
 class Everything:
@@ -30,6 +31,10 @@ class Everything:
         return [DirtyTrackerSpec(name="d", summary="", create=object, probe=lambda regions: None)]
 
     @hookimpl
+    def whimbrel_verbs_providers(self):
+        return [VerbsProviderSpec(name="v", summary="", create=object, probe=lambda: None)]
+
+    @hookimpl
     def whimbrel_check_migration(self, plan):
         raise AssertionError("not asked")
 
@@ -48,8 +53,8 @@ def test_a_row_says_what_a_plugin_is_and_offers():
     (row,) = manager.catalogue()
     assert row == PluginRow(
         name="everything",
-        kinds=("transport", "savevm", "codec", "dirty tracker", "check", "choice", "notifier"),
-        offers=("t", "c", "c2", "d"),
+        kinds=("transport", "savevm", "codec", "dirty tracker", "verbs provider", "check", "choice", "notifier"),
+        offers=("t", "c", "c2", "d", "v"),
         distribution="a-dist",
         version="",
         state="active",

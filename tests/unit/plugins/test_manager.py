@@ -11,10 +11,11 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from whimbrel.abc import CodecSpec, DirtyTrackerSpec, SaveVMSpec, TransportSpec
-from whimbrel.errors import BrokenPlugin, DuplicateOffer, PluginError, PluginRefused, UnknownNameError
+from whimbrel.errors import BrokenPlugin, ConnectError, DuplicateOffer, PluginError, PluginRefused, UnknownNameError
 from whimbrel.events import GuestStarted, GuestStopped
 from whimbrel.hookspecs import hookimpl
 from whimbrel.plugins import Failure, PluginManager
+from whimbrel.verbs import VerbsProviderSpec
 
 EVENT = GuestStopped()
 
@@ -371,6 +372,50 @@ def test_choosing_among_trackers_uses_every_name():
     assert manager.dirty_tracker("b").name == "b"
     with pytest.raises(DuplicateOffer):
         manager.dirty_trackers()
+
+
+def verbs(name, rank=None, reason=None):
+    def probe():
+        if isinstance(reason, Exception):
+            raise reason
+        return reason
+
+    return VerbsProviderSpec(name=name, summary="", create=object, probe=probe, rank=rank)
+
+
+def test_a_transport_is_handed_what_finds_a_provider_of_verbs():
+    handed = []
+
+    def whimbrel_transports(verbs):
+        handed.append(verbs)
+        return [transport("x")]
+
+    offered = [verbs("weak", 1), verbs("strong", 9), verbs("adapter", 20, "no adapter"), verbs("named")]
+    for chosen, expected in (("auto", "strong"), ("weak", "weak"), ("named", "named")):
+        manager = local(verbs_provider=chosen)
+        manager.register(plugin(whimbrel_transports=whimbrel_transports), "one")
+        manager.register(plugin(whimbrel_verbs_providers=offered), "two")
+        assert manager.transport("x").name == "x"
+        assert handed.pop().provider().name == expected
+        assert not handed
+
+
+def test_no_provider_of_verbs_works_and_every_reason_is_said():
+    manager = local()
+    with pytest.raises(ConnectError, match=r"no verbs provider works here$"):
+        manager.provider()
+    offered = [verbs("adapter", 20, "no adapter"), verbs("odd", 3, ValueError("no luck")), verbs("named")]
+    manager.register(plugin(whimbrel_verbs_providers=offered), "two")
+    with pytest.raises(ConnectError, match=r"adapter: no adapter; odd: its probe failed: ValueError\('no luck'\)$"):
+        manager.provider()
+    named = local(verbs_provider="adapter")
+    named.register(plugin(whimbrel_verbs_providers=offered), "two")
+    with pytest.raises(ConnectError, match="'adapter' cannot work here: no adapter"):
+        named.provider()
+    unknown = local(verbs_provider="adaptor")
+    unknown.register(plugin(whimbrel_verbs_providers=offered), "two")
+    with pytest.raises(UnknownNameError, match="verbs provider 'adaptor'; did you mean 'adapter'"):
+        unknown.provider()
 
 
 # ------------------------------------------------------------------------------------------------- savevm handlers
@@ -766,7 +811,7 @@ def test_the_environment_turns_tracing_on(traced, capsys):
     assert len([line for line in lines if "whimbrel_choose_switchover(round=" in line]) == 1
     assert any(line.endswith("whimbrel_choose_switchover: one -> True") for line in lines)
     assert any("whimbrel_transports: one raised ValueError('no luck')" in line for line in lines)
-    assert len([line for line in lines if "whimbrel_transports() asks one" in line]) == 1
+    assert len([line for line in lines if "whimbrel_transports(verbs=" in line and line.endswith("asks one")]) == 1
 
 
 def test_without_it_nothing_is_traced(capsys, monkeypatch):

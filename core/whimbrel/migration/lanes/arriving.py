@@ -24,7 +24,7 @@ from whimbrel.migration.lanes.method import Method
 from whimbrel.migration.quietly import quietly
 from whimbrel.wire import multifd
 from whimbrel.wire.multifd import HEADER_SIZE, PAGES_MAX, Packet
-from whimbrel.wire.ram import PAGE_SIZE, consecutive
+from whimbrel.wire.ram import PAGE_SIZE
 
 _log = logging.getLogger("whimbrel")
 
@@ -119,11 +119,11 @@ class Arriving:
     def _take(self, lane: _Lane, sink: PageSink) -> bool:
         """Take the packet whose header has come; False if there is no point in going on."""
         packet = lane.parse()
+        lane.check_fresh(packet)
         if packet.block:
-            with self._changed:
-                if self._complete:
-                    raise StreamError("pages came behind the end of RAM")
-                lane.unsynced = True
+            # Pages that no SYNC follows as yet keep RAM from being complete, so the first of them looks for all.
+            if not lane.unsynced:
+                self._begin_pages(lane)
             try:
                 lane.take(packet, sink)
             except MigrationError as exc:
@@ -131,6 +131,12 @@ class Arriving:
                     Place(section=f"lane {lane.number}, packet {packet.number}", block=packet.block)
                 ) from exc.__cause__
         return self._stop_at_sync(lane) if packet.sync else True
+
+    def _begin_pages(self, lane: _Lane) -> None:
+        with self._changed:
+            if self._complete:
+                raise StreamError("pages came behind the end of RAM")
+            lane.unsynced = True
 
     def _stop_at_sync(self, lane: _Lane) -> bool:
         with self._changed:
@@ -178,6 +184,7 @@ class _Lane:
         self._room: ByteArray | None = None  # for an encoded payload, or for pages that lie apart
         self._pages: ByteArray | None = None
         self._received = multifd.INIT_SIZE
+        self._number = -1  # of the last packet that said anything
 
     @property
     def place(self) -> Place:
@@ -203,6 +210,19 @@ class _Lane:
         """The packet whose header has come. Raises StreamError."""
         return multifd.parse_packet(self._header, self._bits)
 
+    def check_fresh(self, packet: Packet) -> None:
+        """Raise StreamError for a packet that has come already: numbers rise on each lane.
+
+        One that says nothing is passed over: a QEMU 7.2 sends such with the number of the one before.
+        """
+        if not packet.block and not packet.sync:
+            return
+        if packet.number <= self._number:
+            raise StreamError(
+                f"packet {packet.number} came behind packet {self._number}", hint="a packet may come once, in order"
+            )
+        self._number = packet.number
+
     def take(self, packet: Packet, sink: PageSink) -> None:
         """Receive the payload and put all pages where they belong. Raises StreamError and ChannelError."""
         memory = sink.memory(packet.block)
@@ -224,13 +244,13 @@ class _Lane:
 
         Behind pages there is always another packet, a SYNC at least; behind a SYNC there need not be.
         """
-        pages, run = packet.pages, consecutive(packet.pages)
+        pages, run = packet.pages, packet.run
         count = len(pages) if run is None else 1
         if run is None:
             self._vectors[:count, 0] = pages.astype(np.uint64) * np.uint64(PAGE_SIZE) + np.uint64(base)
             self._vectors[:count, 1] = PAGE_SIZE
         else:
-            self._vectors[0] = base + run.start * PAGE_SIZE, len(pages) * PAGE_SIZE
+            self._vectors[0] = base + run.start * PAGE_SIZE, packet.size
         if not packet.sync:
             self._vectors[count] = self._header_address, HEADER_SIZE
             count += 1
@@ -256,8 +276,8 @@ class _Lane:
         if packet.size:
             self._fill(payload)
         pages = packet.pages
-        if (run := consecutive(pages)) is not None:
-            codec.decode(payload, memory.reshape(-1, PAGE_SIZE)[run])
+        if packet.run is not None:
+            codec.decode(payload, memory.reshape(-1, PAGE_SIZE)[packet.run])
             return
         decoded = self._make_pages()[: len(pages)]
         codec.decode(payload, decoded)

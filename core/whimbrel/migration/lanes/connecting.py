@@ -9,6 +9,7 @@ from whimbrel.errors import ConnectError, WhimbrelError
 from whimbrel.machine import BareMachine
 from whimbrel.migration.lanes.bundle import Bundle
 from whimbrel.migration.lanes.method import Method
+from whimbrel.migration.security import Connector
 from whimbrel.migration.uri import Destination
 from whimbrel.plugins import PluginManager
 from whimbrel.wire import multifd
@@ -21,17 +22,16 @@ def uuid_of(machine: BareMachine) -> bytes:
     return bytes(multifd.UUID_SIZE) if machine.uuid is None else machine.uuid.bytes
 
 
-def connect(destination: Destination, patience: Patience, *, lanes: int, uuid: bytes, bundle: Bundle) -> list[Channel]:
+def connect(connector: Connector, patience: Patience, *, lanes: int, uuid: bytes, bundle: Bundle) -> list[Channel]:
     """Connect lanes, which are closed with `bundle`, and have each say what it is.
 
     The main channel must have said so already: a QEMU 7.2 takes the first that connects for it. Raises ConnectError,
     ChannelError and MigrationCancelled.
     """
-    transport = destination.spec.create()
     channels = []
     for number in range(lanes):
         try:
-            channel = transport.connect(destination.address, patience)
+            channel = connector.connect(patience)
         except ConnectError as exc:
             exc.message, exc.hint = f"lane {number} of {lanes}: {exc.message}", exc.hint or BOTH_ENDS
             raise

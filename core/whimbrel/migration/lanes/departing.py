@@ -1,8 +1,11 @@
-"""The source's lanes: a queue of packets, and for each lane a thread that takes from it and sends.
+"""The source's lanes: a queue of jobs, and for each lane a thread that takes one and sends it, as a few packets.
 
-A packet goes to whichever lane is free first. A sync divides the queue: each lane says SYNC behind what it has taken
-from before the division, and before it takes anything from behind it. As no lane goes past a division while there is
-something before it, nobody waits for anybody else here; the destination does.
+A job goes to whichever lane is free first. Pages in a row are cut where huge pages begin, so that at a destination
+whose memory is fresh each of those is touched by one lane: two would both have the kernel clear one.
+
+A sync divides the queue: each lane says SYNC behind what it has taken from before the division, and before it takes
+anything from behind it. As no lane goes past a division while there is something before it, nobody waits for anybody
+else here; the destination does.
 
 Bytes are not copied: the kernel takes them from the guest's memory, where it gathers. What a guest writes meanwhile is
 found dirty later and sent again. For a codec they are copied first, for it must not see a page change.
@@ -30,12 +33,12 @@ from whimbrel.wire.multifd import HEADER_SIZE, PAGES_MAX, LaneMode
 from whimbrel.wire.ram import PAGE_SIZE, as_slice
 
 QUEUED: Final = 32  # packets that wait at most, 16 MiB: two batches of whoever finds them
-AT_ONCE: Final = 4  # packets that a lane takes and sends together, where there is enough for all lanes
+AT_ONCE: Final = 4  # packets of a job, where there is enough for all lanes: a huge page
 
 
 @attrs.frozen(eq=False)
 class _Job:
-    """A packet to be made; `division` is how many syncs came before it."""
+    """Packets to be made, of pages or of zero pages; `division` is how many syncs came before them."""
 
     division: int
     block: str
@@ -44,9 +47,14 @@ class _Job:
     zeros: IndexArray
 
     @property
+    def packets(self) -> int:
+        """How many there are."""
+        return -(-(len(self.pages) + len(self.zeros)) // PAGES_MAX)
+
+    @property
     def expected(self) -> int:
-        """Its bytes if nothing is encoded."""
-        return HEADER_SIZE + len(self.pages) * PAGE_SIZE
+        """Their bytes if nothing is encoded."""
+        return self.packets * HEADER_SIZE + len(self.pages) * PAGE_SIZE
 
 
 class Departing:
@@ -74,9 +82,10 @@ class Departing:
         self._room = threading.Condition(self._lock)  # who fills the queue: room, or a failure
         self._idle = threading.Condition(self._lock)  # who drains it: nothing left, or a failure
         self._jobs: deque[_Job] = deque()
+        self._queued = 0  # packets of the jobs in the queue
         self._division = 0
         self._closed = False
-        self._waiting = 0  # bytes of the packets in the queue and in the making, as far as is known
+        self._waiting = 0  # bytes of the jobs in the queue and in the making, as far as is known
         self._sent = 0
         self._numbers = itertools.count()
         self._lanes = [_Lane(number, channel, method) for number, channel in enumerate(channels)]
@@ -106,18 +115,23 @@ class Departing:
 
     def send(self, block: str, memory: ByteArray, indices: IndexArray, zeros: IndexArray) -> None:
         """Queue pages, as `DepartingLanes.send` says."""
-        jobs = [_Job(self._division, block, memory, pages, zeros[:0]) for pages in _parts(indices)]
-        jobs += [_Job(self._division, block, memory, indices[:0], pages) for pages in _parts(zeros)]
-        for first in range(0, len(jobs), QUEUED):
-            self._queue(jobs[first : first + QUEUED])
+        jobs = [_Job(self._division, block, memory, pages, zeros[:0]) for pages in self._cut(indices)]
+        jobs += [_Job(self._division, block, memory, indices[:0], pages) for pages in self._cut(zeros)]
+        for first in range(0, len(jobs), QUEUED // AT_ONCE):
+            self._queue(jobs[first : first + QUEUED // AT_ONCE])
+
+    def _cut(self, indices: IndexArray) -> list[IndexArray]:
+        share = len(indices) // (PAGES_MAX * len(self._lanes))  # packets for each lane
+        return _parts(indices, PAGES_MAX * max(1, min(AT_ONCE, share)))
 
     def _queue(self, jobs: list[_Job]) -> None:
-        if len(self._jobs) >= QUEUED:
+        if self._queued >= QUEUED:
             self._flush()
         with self._lock:
-            self._room.wait_for(lambda: self._over or len(self._jobs) < QUEUED)
+            self._room.wait_for(lambda: self._over or self._queued < QUEUED)
             self.check()
             self._jobs.extend(jobs)
+            self._queued += sum(job.packets for job in jobs)
             self._waiting += sum(job.expected for job in jobs)
             self._work.notify(len(jobs))
 
@@ -190,8 +204,8 @@ class Departing:
         except BaseException as exc:  # noqa: BLE001 - a codec's or our own bug must not leave the migration waiting
             self._fail(unexpected(exc).at(lane.place))
 
-    def _next(self, lane: _Lane) -> list[_Job] | int | None:
-        """The next packets, or the division that is due to be said, or None at the end."""
+    def _next(self, lane: _Lane) -> _Job | int | None:
+        """The next job, or the division that is due to be said, or None at the end."""
         with self._lock:
             self._work.wait_for(lambda: self._over or self._may_take(lane) or self._due(lane))
             if self._over:
@@ -199,13 +213,11 @@ class Departing:
             if not self._may_take(lane):
                 return self._synced[lane.number] + 1
             self._busy += 1
-            jobs = [self._jobs.popleft()]
-            most = min(AT_ONCE, len(self._jobs) // len(self._lanes))
-            while len(jobs) < most and self._may_take(lane):
-                jobs.append(self._jobs.popleft())
-            if len(self._jobs) < QUEUED // 2:
+            job = self._jobs.popleft()
+            self._queued -= job.packets
+            if self._queued < QUEUED // 2:
                 self._room.notify()
-            return jobs
+            return job
 
     def _may_take(self, lane: _Lane) -> bool:
         return bool(self._jobs) and self._jobs[0].division == self._synced[lane.number]
@@ -222,12 +234,12 @@ class Departing:
             self._synced[lane.number] = division
             self._tell_if_idle()
 
-    def _send(self, lane: _Lane, jobs: list[_Job]) -> None:
-        size = lane.send(self._numbers, jobs)
+    def _send(self, lane: _Lane, job: _Job) -> None:
+        size = lane.send(self._numbers, job)
         with self._lock:
             self._busy -= 1
             self._sent += size
-            self._waiting -= sum(job.expected for job in jobs)
+            self._waiting -= job.expected
             self._tell_if_idle()
 
     def _tell_if_idle(self) -> None:
@@ -255,6 +267,7 @@ class _Lane:
         self._vectors = np.empty((AT_ONCE * (1 + PAGES_MAX), 2), np.uint64)
         self._copy: ByteArray | None = None
         self._sent = multifd.INIT_SIZE
+        self._number = 0  # of the packet that is made
 
     @property
     def place(self) -> Place:
@@ -268,40 +281,33 @@ class _Lane:
         self._sent += HEADER_SIZE
         return HEADER_SIZE
 
-    def send(self, numbers: Iterator[int], jobs: list[_Job]) -> int:
-        """Make packets and send them; returns their bytes. Raises ChannelError, and what a codec raises."""
-        number = next(numbers)
+    def send(self, numbers: Iterator[int], job: _Job) -> int:
+        """Make the packets of a job and send them; returns their bytes. Raises ChannelError, and what a codec does."""
+        self._number = next(numbers)
         try:
             if self._codec is None and self._send_vectors is not None:
-                size = self._send_gathered(number, numbers, jobs, self._send_vectors)
+                size = self._send_gathered(numbers, job, self._send_vectors)
             else:
-                size = self._send_copy(number, jobs[0])
-                for job in jobs[1:]:
-                    number = next(numbers)
-                    size += self._send_copy(number, job)
+                size = self._send_copies(numbers, job)
         except MigrationError as exc:
-            place = Place(section=f"lane {self.number}, packet {number}", block=jobs[0].block)
+            place = Place(section=f"lane {self.number}, packet {self._number}", block=job.block)
             raise exc.at(place) from exc.__cause__
         self._sent += size
         return size
 
-    def _send_gathered(
-        self, number: int, numbers: Iterator[int], jobs: list[_Job], send: Callable[[npt.NDArray[np.uint64]], None]
-    ) -> int:
+    def _send_gathered(self, numbers: Iterator[int], job: _Job, send: Callable[[npt.NDArray[np.uint64]], None]) -> int:
         """Headers and pages by address, all in one call."""
-        count = size = 0
-        for stage, job in zip(self._stages, jobs, strict=False):
+        base, number, count = job.memory.ctypes.data, self._number, 0
+        for stage, (pages, zeros) in zip(self._stages, _packets(job), strict=False):
             if count:
                 number = next(numbers)
-            pages = job.pages
-            stage.pages(number, job.block, self._bits, len(pages) * PAGE_SIZE, pages, job.zeros)
+            stage.pages(number, job.block, self._bits, len(pages) * PAGE_SIZE, pages, zeros)
             self._vectors[count] = stage.address, HEADER_SIZE
             count += 1
             if len(pages):
-                count = self._add_pages(count, job.memory.ctypes.data, pages)
-            size += job.expected
+                count = self._add_pages(count, base, pages)
         send(self._vectors[:count])
-        return size
+        return job.expected
 
     def _add_pages(self, count: int, base: int, pages: IndexArray) -> int:
         """Pages by address, those in a row as one piece; returns how many pieces there are then."""
@@ -314,23 +320,31 @@ class _Lane:
         self._vectors[count:stop, 1] = PAGE_SIZE
         return stop
 
-    def _send_copy(self, number: int, job: _Job) -> int:
-        """A copy of the pages, encoded or as it is."""
-        stage, count = self._stages[0], len(job.pages)
+    def _send_copies(self, numbers: Iterator[int], job: _Job) -> int:
+        """Packet by packet, each with a copy of its pages, encoded or as it is."""
+        size = 0
+        for pages, zeros in _packets(job):
+            if size:
+                self._number = next(numbers)
+            size += self._send_copy(job, pages, zeros)
+        return size
+
+    def _send_copy(self, job: _Job, pages: IndexArray, zeros: IndexArray) -> int:
+        stage, count = self._stages[0], len(pages)
         if not count:
-            stage.pages(number, job.block, self._bits, 0, job.pages, job.zeros)
+            stage.pages(self._number, job.block, self._bits, 0, pages, zeros)
             self.channel.send(stage.header.data)
             return HEADER_SIZE
         if self._copy is None:
             self._copy = np.empty((PAGES_MAX, PAGE_SIZE), np.uint8)
-        run, copy = as_slice(job.pages), self._copy[:count]
-        copy[...] = job.memory.reshape(-1, PAGE_SIZE)[job.pages if run is None else run]
+        run, copy = as_slice(pages), self._copy[:count]
+        copy[...] = job.memory.reshape(-1, PAGE_SIZE)[pages if run is None else run]
         payload = copy.reshape(-1) if self._codec is None else np.frombuffer(self._codec.encode(copy), np.uint8)
         if len(payload) > multifd.PAYLOAD_MAX:
             raise MigrationError(
                 f"the codec made {len(payload)} bytes of {count} pages, at most {multifd.PAYLOAD_MAX} may follow"
             )
-        stage.pages(number, job.block, self._bits, len(payload), job.pages, job.zeros)
+        stage.pages(self._number, job.block, self._bits, len(payload), pages, zeros)
         if self._send_vectors is None:
             self.channel.send(stage.header.data)
             self.channel.send(payload.data)
@@ -341,5 +355,16 @@ class _Lane:
         return HEADER_SIZE + len(payload)
 
 
-def _parts(indices: IndexArray) -> list[IndexArray]:
-    return [indices[first : first + PAGES_MAX] for first in range(0, len(indices), PAGES_MAX)]
+def _parts(indices: IndexArray, most: int) -> list[IndexArray]:
+    """Up to `most` of them each; those in a row up to where the next multiple of `most` begins."""
+    if not len(indices):
+        return []
+    lead = int(indices[0]) % most if as_slice(indices) is not None else 0
+    return [indices[max(0, first) : first + most] for first in range(-lead, len(indices), most)]
+
+
+def _packets(job: _Job) -> Iterator[tuple[IndexArray, IndexArray]]:
+    """The pages and the zero pages of each packet."""
+    for first in range(0, len(job.pages) + len(job.zeros), PAGES_MAX):
+        some = slice(first, first + PAGES_MAX)
+        yield job.pages[some], job.zeros[some]

@@ -60,7 +60,7 @@ class Expected:
         if not settings.capabilities.multifd:
             return None
         parameters = settings.parameters
-        return cls(parameters.multifd_channels, Method.of(parameters, plugins))
+        return cls(parameters.multifd_channels, Method.of(parameters, plugins, settings.limits))
 
 
 def accept(

@@ -10,7 +10,7 @@ import attrs
 from whimbrel.abc import Codec, CodecSpec
 from whimbrel.errors import ConfigError, IncompatibleError, UnknownNameError
 from whimbrel.plugins import PluginManager
-from whimbrel.settings import Parameters
+from whimbrel.settings import Limits, Parameters
 from whimbrel.wire import multifd
 from whimbrel.wire.form import Form
 
@@ -20,18 +20,25 @@ CAPABILITY: Final = "multifd-compression="  # and the name, in the list of the c
 
 @attrs.frozen
 class Method:
-    """What `multifd-compression` names; `spec` is None for none. `parameters` are those of the migration's start."""
+    """What `multifd-compression` names; `spec` is None for none.
+
+    `parameters` are those of the migration's start, with the limits of whoever is to decode.
+    """
 
     name: str = NONE
     spec: CodecSpec | None = None
     parameters: Mapping[str, object] = attrs.field(factory=dict)
 
     @classmethod
-    def of(cls, parameters: Parameters, plugins: PluginManager) -> Self:
-        """What these parameters name. Raises ConfigError for what no lane can use, and for what there is not."""
+    def of(cls, parameters: Parameters, plugins: PluginManager, limits: Limits | None = None) -> Self:
+        """What these parameters name, within `limits`.
+
+        Raises ConfigError for what no lane can use, and for what there is not.
+        """
         name = parameters.multifd_compression
         spec = check_method(name, plugins)
-        return cls() if spec is None else cls(name, spec, parameters.as_dict())
+        within = {} if limits is None else limits.as_dict()
+        return cls() if spec is None else cls(name, spec, {**parameters.as_dict(), **within})
 
     @property
     def bits(self) -> int:

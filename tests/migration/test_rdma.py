@@ -1,0 +1,247 @@
+"""Machines over rdma: with and without pin-all, over each provider: what moves, what is refused, what fails where."""
+
+from __future__ import annotations
+
+import threading
+
+import attrs
+import pytest
+
+from whimbrel import MigrationStatus, PluginManager, RunState
+from whimbrel.abc import TransportSpec
+from whimbrel.hookspecs import hookimpl
+from whimbrel.testing.pair import settle
+from whimbrel.wire.rdma import ControlType
+from whimbrel_transports.rdma import PIN_ALL, RdmaTransport
+
+from ..plugins.loopback_verbs import Break, Context, Domain, Loopback, Offers
+
+LONG = 60.0
+
+
+class Link:
+    """rdma: over one provider; every transport it makes is kept, and so is each channel."""
+
+    def __init__(self, offers):
+        self.offers, self.channels = offers, []
+
+    def transport(self, capabilities=frozenset()):
+        return RdmaTransport(self.offers, pin_all=PIN_ALL in capabilities)
+
+    @hookimpl
+    def whimbrel_transports(self):
+        return [TransportSpec(name="rdma", summary="", create=self.transport, create_for=self.transport, several=False)]
+
+
+class Two:
+    """A source and a destination."""
+
+    def __init__(self, build, settings, link, destination_settings=None):
+        self.machines = []
+        for each in (settings, destination_settings or settings.copy()):
+            manager = PluginManager(prefer={"rdma": "link"})
+            manager.register(link, name="link")
+            self.machines.append(build(settings=each, plugins=manager))
+        self.source, self.destination = self.machines
+
+    def migrate(self):
+        incoming = self.destination.incoming("rdma:127.0.0.1:0")
+        return incoming, self.source.migrate(incoming.uri)
+
+    def run(self):
+        incoming, outgoing = self.migrate()
+        settle(outgoing, LONG)
+        settle(incoming, LONG)
+        return incoming, outgoing
+
+
+@pytest.fixture
+def two():
+    made = []
+
+    def make(build, settings, link, **more):
+        made.append(Two(build, settings, link, **more))
+        return made[-1]
+
+    yield make
+    for pair in made:
+        for machine in pair.machines:
+            machine.close()
+
+
+@pytest.fixture
+def build(churning):
+    """Blocks that are written, and one that nobody has ever touched."""
+    return churning({"a": 600, "b": 4}, alter=lambda machine, churn: machine.ram.add("zeros", 300 * 4096))
+
+
+@pytest.fixture(params=["shared", "socket", "a stranger's"])
+def link(request):
+    return Link(Offers() if request.param == "a stranger's" else PluginManager(verbs_provider=request.param))
+
+
+@pytest.mark.parametrize("memory", ["memfd", "anonymous"])
+@pytest.mark.parametrize("pin_all", [False, True], ids=["chunk by chunk", "pinned"])
+def test_a_machine_moves_while_it_writes(two, build, settings, link, pin_all, memory):
+    settings.capabilities.rdma_pin_all = pin_all
+    settings.backends.memory = memory
+    pair = two(build, settings, link)
+    pair.source.start()
+    incoming, outgoing = pair.run()
+    assert incoming.error is None, str(incoming.error)
+    assert outgoing.error is None, str(outgoing.error)
+    build.destination.wait_steps(3)
+    pair.destination.stop()
+    build.destination.check()
+    assert outgoing.info.ram.normal + outgoing.info.ram.duplicate >= 904
+
+
+# ------------------------------------------------------------------------------------------------- failure anywhere
+
+
+def regions_of(two_ends):
+    """Regions that are still registered at either end."""
+    return sum(len(made.regions) for end in two_ends for made in end.context.made if isinstance(made, Domain))
+
+
+class Meeting:
+    """What happens to the n-th control message of a kind that one side sends; `seen` are all, in order."""
+
+    def __init__(self, monkeypatch, side=None, kind=None, number=0, fault=None):
+        self.seen, self.ends = [], set()
+        self.left, self.wanted, self.fault = number, (side, kind), fault
+        monkeypatch.setattr(Loopback, "meet", staticmethod(self))
+
+    def __call__(self, sender, data):
+        this = ("destination" if sender.listener is None else "source", ControlType(int.from_bytes(data[4:8], "big")))
+        self.ends |= {sender, sender.other}
+        self.seen.append(this)
+        if this == self.wanted:
+            self.left -= 1
+            if self.left == -1:
+                return self.fault(sender, data)
+        return data
+
+
+def breaks(sender, data):
+    raise Break
+
+
+def is_nonsense(sender, data):
+    return data[:4] + (99).to_bytes(4, "big") + data[8:]
+
+
+def is_cut(sender, data):
+    return data[:-1]
+
+
+SAID = {
+    "source": ("QEMU_FILE", "RAM_BLOCKS_REQUEST", "COMPRESS", "REGISTER_REQUEST", "REGISTER_FINISHED", "READY"),
+    "destination": ("READY", "RAM_BLOCKS_RESULT", "REGISTER_RESULT", "QEMU_FILE"),
+}
+
+
+def test_the_words_of_a_run(two, build, settings, monkeypatch):
+    """What the tests below break is really said."""
+    meeting = Meeting(monkeypatch)
+    pair = two(build, settings, Link(Offers()))
+    pair.source.start()
+    incoming, outgoing = pair.run()
+    assert incoming.error is None
+    assert {(side, kind.name) for side, kind in meeting.seen} == {
+        (side, kind) for side, kinds in SAID.items() for kind in kinds
+    }
+    said = [kind.name for side, kind in meeting.seen if side == "source" and kind.name not in ("QEMU_FILE", "READY")]
+    assert said[:2] == ["RAM_BLOCKS_REQUEST", "REGISTER_FINISHED"]
+    assert said[-1] == "REGISTER_FINISHED"
+    assert regions_of(meeting.ends) == 0
+
+
+@pytest.mark.parametrize("fault", [breaks, is_nonsense, is_cut])
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize(("side", "kind"), [(side, kind) for side, kinds in SAID.items() for kind in kinds])
+def test_a_fault_at_each_control_message(two, build, settings, monkeypatch, side, kind, number, fault):
+    """The source runs on, both ends are freed, and no region is left."""
+    meeting = Meeting(monkeypatch, side, ControlType[kind], number, fault)
+    pair = two(build, settings, Link(Offers()))
+    pair.source.start()
+    incoming, outgoing = pair.run()
+    happened = meeting.left < 0
+    if happened and outgoing.info.ownership == "owner":
+        assert outgoing.status is MigrationStatus.FAILED
+        assert incoming.error is not None
+        assert pair.source.run_state is RunState.RUNNING
+        build.source.wait_steps(3)
+        assert not any(block.view.any() for block in build.destination.blocks.values())
+    else:
+        # It came too late to matter, or never: there was but one such message.
+        assert (number, happened) in ((1, False), (1, True)) or kind in ("READY", "QEMU_FILE")
+        assert pair.source.run_state is not RunState.RUNNING
+    for machine in pair.machines:
+        machine.close()
+    assert regions_of(meeting.ends) == 0
+
+
+@pytest.mark.parametrize("kind", ["QEMU_FILE", "RAM_BLOCKS_REQUEST", "REGISTER_REQUEST", "REGISTER_FINISHED"])
+def test_a_cancel_at_a_control_message(two, build, settings, monkeypatch, kind):
+    """The source runs on; the destination hears ERROR, or that the source is gone."""
+    met = threading.Event()
+    go_on = threading.Event()
+
+    def wait(sender, data):
+        met.set()
+        assert go_on.wait(LONG)
+        return data
+
+    meeting = Meeting(monkeypatch, "source", ControlType[kind], 0, wait)
+    pair = two(build, settings, Link(Offers()))
+    pair.source.start()
+    incoming, outgoing = pair.migrate()
+    assert met.wait(LONG)
+    cancelling = threading.Thread(target=outgoing.cancel)
+    cancelling.start()
+    go_on.set()
+    cancelling.join(LONG)
+    settle(outgoing, LONG)
+    settle(incoming, LONG)
+    assert outgoing.status is MigrationStatus.CANCELLED
+    assert incoming.error is not None
+    assert pair.source.run_state is RunState.RUNNING
+    build.source.wait_steps(3)
+    assert not any(block.view.any() for block in build.destination.blocks.values())
+    assert regions_of(meeting.ends) == 0
+
+
+@pytest.mark.parametrize("source", [False, True])
+def test_pinned_at_one_end_alone_is_not_pinned(two, build, settings, monkeypatch, source):
+    meeting = Meeting(monkeypatch)
+    other = settings.copy()
+    settings.capabilities.rdma_pin_all, other.capabilities.rdma_pin_all = source, not source
+    pair = two(build, settings, Link(Offers()), destination_settings=other)
+    pair.source.start()
+    incoming, _ = pair.run()
+    assert incoming.error is None
+    assert ("source", ControlType.REGISTER_REQUEST) in meeting.seen
+
+
+def test_an_adapter_with_room_for_few_regions(two, build, settings, monkeypatch):
+    """What does not fit is unregistered, and registered again when it is written again."""
+    meeting = Meeting(monkeypatch)
+    monkeypatch.setattr(Context, "attributes", attrs.evolve(Context.attributes, max_mr=2))
+    pair = two(build, settings, Link(Offers()))
+    pair.source.start()
+    incoming, outgoing = pair.run()
+    assert incoming.error is None
+    assert outgoing.error is None
+    assert ("source", ControlType.UNREGISTER_REQUEST) in meeting.seen
+    pair.destination.stop()
+    build.destination.check()
+
+
+def test_blocks_that_do_not_agree(two, churning, settings):
+    build = churning({"a": 600, "b": 4}, source={"blocks": {"a": 600, "b": 5}})
+    pair = two(build, settings, Link(Offers()))
+    pair.source.start()
+    incoming, outgoing = pair.run()
+    assert "'b' is 20480 bytes long, this one's 16384" in str(incoming.error)
+    assert pair.source.run_state is RunState.RUNNING

@@ -1,0 +1,86 @@
+"""The quick sweep: some five thousand cuts, and not one of them makes it two, none, or another machine than it was.
+
+`make sweep` is the long one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from .plan import everywhere, name_of, rows, thinned
+from .report import OUTCOMES
+from .sweep import measure, quiet_world
+from .world import GOOD, MODES
+
+PART = 425  # cuts, some four seconds
+PARTS = {"proof": 6, "xbzrle": 3, "lanes": 3}
+
+
+@pytest.fixture(scope="module")
+def plans():
+    """The cuts of each mode, found out once."""
+    made = {}
+
+    def plan(mode):
+        if mode not in made:
+            measured = measure(mode)
+            cuts = everywhere(measured, all_of_it=mode == "proof")
+            made[mode] = measured, thinned(cuts, measured, PARTS[mode] * PART)
+        return made[mode]
+
+    return plan
+
+
+def test_every_mode_is_swept_and_there_are_five_thousand():
+    assert PARTS.keys() == MODES.keys()
+    assert sum(PARTS.values()) * PART >= 5_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mode", "part"), [(mode, part) for mode, parts in PARTS.items() for part in range(parts)])
+def test_wherever_the_link_is_cut(plans, mode, part):
+    measured, cuts = plans(mode)
+    mine = cuts[part :: PARTS[mode]]
+    found, wrong, missed = Counter(), [], []
+    with quiet_world(mode) as world:
+        for cut in mine:
+            outcome = world.attempt(cut)
+            found[name_of(outcome)] += 1
+            if outcome.verdict not in GOOD:
+                wrong.append(f"{cut}: {outcome}")
+                break  # this world is not what it was
+            if not outcome.cut and cut.connection == 0:  # which lane takes what is up to the lanes
+                missed.append(str(cut))
+    print(mode, found)
+    assert not wrong
+    assert not missed
+    assert len(mine) > 0.9 * PART
+    assert found.keys() <= OUTCOMES.keys()
+    assert {"source (owner, refused)", "source (owner, prepared)", "destination (done, owner)"} <= found.keys()
+    # The machine is where it was, and it goes.
+    assert found["source (owner, refused)"] > found["source (owner, prepared)"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", list(MODES))
+def test_around_the_one_moment_in_which_nobody_runs(plans, mode):
+    """Each byte of the way back, in a hole: with the last byte of the proof, and not the answer to the order."""
+    measured, _ = plans(mode)
+    cuts = [
+        cut for cut in everywhere(measured, all_of_it=False)
+        if (cut.connection, cut.way, cut.action) == (0, "back", "hole")
+    ]  # fmt: skip
+    assert len(cuts) == measured.sizes[0, "back"] + 1
+    with quiet_world(mode) as world:
+        found = [(cut, name_of(world.attempt(cut)), False) for cut in cuts]
+    shown = [(row.first, row.last, row.outcome) for row in rows(found)]
+    proof = measured.sizes[0, "back"] - 16  # in front of it; SHUT is the last
+    assert shown == [
+        (0, proof, "source (owner, refused)"),
+        (proof + 1, proof + 7, "source (owner, prepared)"),
+        (proof + 8, proof + 8, "nobody (released, prepared)"),
+        (proof + 9, proof + 15, "destination (released, owner)"),
+        (proof + 16, proof + 16, "destination (done, owner)"),
+    ]
