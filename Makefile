@@ -14,7 +14,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 SOURCES := $(shell find core plugins/*/whimbrel_* examples -name '*.py' -not -path '*/__pycache__/*') pyproject.toml README.md LICENSE
 
-.PHONY: help demo test test-long qemu lint types docs bench plots fuzz-short develop clean
+.PHONY: help demo test test-long sweep qemu lint types docs bench plots fuzz-short develop clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -27,6 +27,9 @@ test: $(VENV)/wheel qemu ## all tests but the long ones, on the wheel, on all co
 
 test-long: $(VENV)/wheel qemu ## the long ones
 	$(PYTHON) -m pytest -m "long" $(ARGS)
+
+sweep: $(VENV)/wheel ## cut a handover behind every byte, some 220 000 times; goes on where it was, and writes docs/never-two.md
+	$(PYTHON) -m tests.sweep --write $(ARGS)
 
 qemu: ## have a QEMU here to test against, if it can be had
 	@tools/make-qemu

@@ -55,7 +55,7 @@ def destination(built: whimbrel.Machine, work: Work, commands: Iterator[Command]
     """Wait for the machine, and then for the end."""
     if work.destination == "preallocated":
         built.ram[RAM].populate()
-    arriving = built.incoming("tcp:127.0.0.1:0")
+    arriving = built.incoming(f"{work.transport}:127.0.0.1:0")
     _say(uri=arriving.uri)
     try:
         arriving.wait()

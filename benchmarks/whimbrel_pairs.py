@@ -10,7 +10,7 @@ import attrs
 
 from benchmarks.processes import Role
 from benchmarks.warming import check_room, prepare
-from benchmarks.watching import Meter
+from benchmarks.watching import Meter, cpu_seconds
 from benchmarks.work import Run, RunFailed, Work
 
 START: Final = 300.0  # seconds to fill the memory, where the host has to find it first
@@ -32,6 +32,7 @@ def migrate(work: Work) -> Run:
         prepare(work)
         before = _pages_per_second(source, work)
         meter = Meter(source.pid, destination.pid)
+        idle = cpu_seconds(destination.pid)
         began = time.perf_counter()
         told = source.ask(work.bound + END, do="migrate", uri=uri)
         arrived = destination.hear(END)
@@ -46,6 +47,7 @@ def migrate(work: Work) -> Run:
             rounds=told["rounds"],
             sent=told["sent"],
             cpu=meter.cpu(),
+            destination_cpu=cpu_seconds(destination.pid) - idle,
             overhead=meter.overhead(),
             pages_before=before,
             pages_during=told["pages_during"],

@@ -39,7 +39,7 @@ class Pattern:
 
 @attrs.frozen(kw_only=True)
 class Work:
-    """One migration over loopback TCP."""
+    """One migration on this host."""
 
     mib: int
     """Size of RAM."""
@@ -51,6 +51,10 @@ class Work:
     """"fresh" or "preallocated" memory."""
     host: str = "warm"
     """Whether the memory that a fresh destination asks for is there already: "warm" or "cold"; see `warming`."""
+    transport: str = "tcp"
+    """What of whimbrel's it goes over, of those whose addresses are HOST:PORT; a QEMU goes over TCP."""
+    pin_all: bool = False
+    """Whether all memory is registered at the start (rdma-pin-all)."""
     lanes: int = 0
     """Further connections (multifd); 0 for one connection and no more."""
     compression: str = "none"
@@ -89,6 +93,8 @@ class Run:
     """Bytes, as the source tells it."""
     cpu: float
     """Seconds of both processes together, guests in processes of their own left out."""
+    destination_cpu: float = 0.0
+    """Seconds of the destination's process alone; of whimbrel's only."""
     overhead: int
     """Bytes that the source's memory grew by at most."""
     pages_before: float = 0.0

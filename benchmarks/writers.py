@@ -71,7 +71,7 @@ def machine(work: Work) -> whimbrel.Machine:
         "downtime-limit": work.downtime_limit,
         **({"multifd-channels": work.lanes, "multifd-compression": work.compression} if work.lanes else {}),
     })  # fmt: skip
-    wanted = {"multifd": bool(work.lanes), "xbzrle": work.xbzrle}
+    wanted = {"multifd": bool(work.lanes), "xbzrle": work.xbzrle, "rdma-pin-all": work.pin_all}
     settings.capabilities.update({name: True for name, state in wanted.items() if state})
     built = whimbrel.Machine("bench", settings=settings)
     built.ram.add(RAM, work.size)

@@ -80,7 +80,7 @@ def link(request):
     return Link(Offers() if request.param == "a stranger's" else PluginManager(verbs_provider=request.param))
 
 
-@pytest.mark.parametrize("memory", ["memfd", "anonymous"])
+@pytest.mark.parametrize("memory", ["memfd", pytest.param("anonymous", marks=pytest.mark.long)])
 @pytest.mark.parametrize("pin_all", [False, True], ids=["chunk by chunk", "pinned"])
 def test_a_machine_moves_while_it_writes(two, build, settings, link, pin_all, memory):
     settings.capabilities.rdma_pin_all = pin_all
@@ -146,7 +146,7 @@ def test_the_words_of_a_run(two, build, settings, monkeypatch):
     meeting = Meeting(monkeypatch)
     pair = two(build, settings, Link(Offers()))
     pair.source.start()
-    incoming, outgoing = pair.run()
+    incoming, _ = pair.run()
     assert incoming.error is None
     assert {(side, kind.name) for side, kind in meeting.seen} == {
         (side, kind) for side, kinds in SAID.items() for kind in kinds
@@ -157,8 +157,10 @@ def test_the_words_of_a_run(two, build, settings, monkeypatch):
     assert regions_of(meeting.ends) == 0
 
 
-@pytest.mark.parametrize("fault", [breaks, is_nonsense, is_cut])
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize(
+    "fault", [breaks, *(pytest.param(each, marks=pytest.mark.long) for each in (is_nonsense, is_cut))]
+)
+@pytest.mark.parametrize("number", [0, pytest.param(1, marks=pytest.mark.long)])
 @pytest.mark.parametrize(("side", "kind"), [(side, kind) for side, kinds in SAID.items() for kind in kinds])
 def test_a_fault_at_each_control_message(two, build, settings, monkeypatch, side, kind, number, fault):
     """The source runs on, both ends are freed, and no region is left."""
@@ -242,6 +244,6 @@ def test_blocks_that_do_not_agree(two, churning, settings):
     build = churning({"a": 600, "b": 4}, source={"blocks": {"a": 600, "b": 5}})
     pair = two(build, settings, Link(Offers()))
     pair.source.start()
-    incoming, outgoing = pair.run()
+    incoming, _ = pair.run()
     assert "'b' is 20480 bytes long, this one's 16384" in str(incoming.error)
     assert pair.source.run_state is RunState.RUNNING

@@ -26,7 +26,7 @@ def main() -> int:
     result = summary(options.kept)
     print(report.table(result))
     if options.write:
-        report.RESULTS.write_text(json.dumps({**report.kept(), **result}, indent=1) + "\n")
+        report.RESULTS.write_text(json.dumps({**report.kept(), **result}) + "\n")
         report.write()
     return 1 if result["wrong"] else 0
 

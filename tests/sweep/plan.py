@@ -83,16 +83,29 @@ def rows(found: Iterable[tuple[Cut, str, bool]]) -> Iterator[Row]:
 
 
 def joined(pieces: Iterable[Row]) -> list[Row]:
-    """The same, with rows of different chunks that go on from one another as one."""
+    """The same, with rows of different chunks that go on from one another as one.
+
+    Which lane takes what is up to the lanes, so of those there is a row for each outcome, from its first to its last.
+    """
     done: list[Row] = []
-    for row in sorted(pieces, key=lambda row: (row.connection, row.way, ACTIONS.index(Action(row.action)), row.first)):
+    lanes: dict[tuple[int, str, str, str], Row] = {}
+    main = []
+    for row in pieces:
+        if row.connection == 0:
+            main.append(row)
+            continue
+        key = row.connection, row.way, row.action, row.outcome
+        old = lanes.get(key, attrs.evolve(row, told=0, count=0))
+        first, last = min(old.first, row.first), max(old.last, row.last)
+        lanes[key] = attrs.evolve(row, first=first, last=last, told=old.told + row.told, count=old.count + row.count)
+    for row in sorted(main, key=lambda row: (row.connection, row.way, ACTIONS.index(Action(row.action)), row.first)):
         if done and _goes_on(done[-1], row):
             done[-1] = attrs.evolve(
                 done[-1], last=row.last, told=done[-1].told + row.told, count=done[-1].count + row.count
             )
         else:
             done.append(row)
-    return done
+    return [*done, *(lanes[key] for key in sorted(lanes))]
 
 
 def _goes_on(one: Row, other: Row) -> bool:

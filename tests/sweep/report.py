@@ -103,12 +103,17 @@ def _span(row: Row) -> str:
 
 def qemu_table(found: Mapping[str, Any]) -> str:
     """What real QEMUs do under such cuts."""
-    head = ["link", "cuts", "source runs", "destination runs", "nobody", "**both**"]
+    head = ["link", "cuts", "the source runs it", "the destination", "nobody", "**both**"]
     body = [
         [one["pair"], str(sum(one["counts"].values())), *(str(one["counts"].get(each, 0)) for each in _FATES)]
         for one in found["pairs"]
     ]
-    return "\n".join([f"With {found['version']}:", "", *_lines(head, body), "", *found.get("notes", [])])
+    both = [
+        f"* {one['pair']}, both: {', '.join(f'`{cut}`' for cut in one['where']['both'])}"
+        for one in found["pairs"]
+        if "both" in one["where"]
+    ]
+    return "\n".join([f"### Beside it, {found['version']}", "", *_lines(head, body), "", *both])
 
 
 _FATES: Final = ("source", "destination", "nobody", "both")

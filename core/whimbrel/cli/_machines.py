@@ -24,7 +24,7 @@ from whimbrel.settings.sources import environment_layer, file_layer, override_la
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-_CHANGEABLE: Final = frozenset({"capabilities", "parameters", "limits"})
+_CHANGEABLE: Final = frozenset({"capabilities", "parameters", "limits", "security"})
 
 
 def build(app: str, config: str | None, overrides: Mapping[str, Mapping[str, object]]) -> Machine:

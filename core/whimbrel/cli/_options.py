@@ -5,7 +5,7 @@ Values are judged here, with the settings' own words, before anything is sent an
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     Command = TypeVar("Command", bound=Callable[..., Any])
+
+_PLAINTEXT: Final = "whimbrel.insecure-plaintext"  # in the context of the command
 
 
 def qmp_option(command: Command) -> Command:
@@ -55,6 +57,21 @@ def set_option(command: Command) -> Command:
     return click.option(
         "--set", "assignments", metavar="NAME=VALUE", multiple=True, help="Set a setting; may be repeated."
     )(command)
+
+
+def plaintext_option(command: Command) -> Command:
+    """Add `--insecure-plaintext`, which `overrides` knows of."""
+    return click.option(
+        "--insecure-plaintext",
+        is_flag=True,
+        expose_value=False,
+        callback=_remember_plaintext,
+        help="Let a stream without TLS leave this host, or come from another: whoever is on the way can change it.",
+    )(command)
+
+
+def _remember_plaintext(context: click.Context, _: click.Parameter, value: bool) -> None:
+    context.meta[_PLAINTEXT] = value
 
 
 def parameter(name: str, text: str) -> object:
@@ -112,6 +129,9 @@ def overrides(capabilities: Iterable[str], assignments: Iterable[str]) -> dict[s
             raise click.UsageError(f"--set {assignment!r}: expected NAME=VALUE")
         section, key = _located(name)
         tables.setdefault(section, {})[key] = value
+    context = click.get_current_context(silent=True)
+    if context is not None and context.meta.get(_PLAINTEXT):
+        tables.setdefault("security", {})["insecure-plaintext"] = True
     return tables
 
 

@@ -12,7 +12,15 @@ import click
 from whimbrel.cli._background import Interruption, watched
 from whimbrel.cli._elsewhere import Elsewhere
 from whimbrel.cli._meter import Meter
-from whimbrel.cli._options import capability_option, config_option, json_option, overrides, set_option, size
+from whimbrel.cli._options import (
+    capability_option,
+    config_option,
+    json_option,
+    overrides,
+    plaintext_option,
+    set_option,
+    size,
+)
 from whimbrel.cli._output import complain, note
 from whimbrel.cli._result import print_failure, print_result
 from whimbrel.errors import MigrationCancelled, WhimbrelError
@@ -32,6 +40,7 @@ if TYPE_CHECKING:
 @config_option
 @capability_option
 @set_option
+@plaintext_option
 @json_option
 def receive(
     uri: str,

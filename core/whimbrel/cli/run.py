@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from whimbrel.cli._options import capability_option, config_option, overrides, set_option
+from whimbrel.cli._options import capability_option, config_option, overrides, plaintext_option, set_option
 from whimbrel.cli._output import note
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 @config_option
 @capability_option
 @set_option
+@plaintext_option
 def run(
     app: str,
     incoming: str | None,

@@ -18,6 +18,7 @@ from whimbrel.cli._options import (
     json_option,
     overrides,
     parameter,
+    plaintext_option,
     set_option,
     size,
 )
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
 @config_option
 @capability_option
 @set_option
+@plaintext_option
 @json_option
 def send(
     file: str,

@@ -161,8 +161,8 @@ class Parameters(Section):
     tls_authz: str = setting(
         StringOrNull(),
         "",
-        "whose certificates may connect to a destination: names with commas between them, `*` for any part, or the path "
-        "of a file with one a line; empty for whoever has one of the authority's",
+        "whose certificates may connect to a destination: names with commas between them, `*` for any part, or the "
+        "path of a file with one a line; empty for whoever has one of the authority's",
         since="QEMU 4.0",
     )
     tls_creds: str = setting(

@@ -20,7 +20,7 @@ import ssl
 import threading
 from contextlib import contextmanager, suppress
 from hashlib import sha256
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from whimbrel.abc import Channel
 from whimbrel.errors import ChannelClosed, ChannelError, ChannelLost, MigrationCancelled
@@ -236,7 +236,7 @@ class TlsChannel(ForwardingChannel):
         count = 0
         try:
             while count < len(view) and not self._ended and not self._lost:
-                came = self._tls.read(len(view) - count, view[count:])  # type: ignore[arg-type] # any buffer
+                came = cast("int", self._tls.read(len(view) - count, view[count:]))
                 self._ended = not came
                 count += came
         except ssl.SSLWantReadError:

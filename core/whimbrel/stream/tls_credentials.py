@@ -113,7 +113,7 @@ class Credentials:
 
     def authorise(self, tls: ssl.SSLObject, peer: str) -> None:
         """Raise ChannelLost unless the peer of a finished handshake is one of those who are allowed."""
-        certificate: dict[str, Any] = tls.getpeercert() or {}  # type: ignore[assignment] # what it holds, typed loosely
+        certificate: dict[str, Any] = tls.getpeercert() or {}
         if not certificate:  # not with these contexts; but everything rests on it
             raise ChannelLost(f"{peer} has shown no certificate")
         if self.allowed is not None and not self.allowed.allow(certificate):

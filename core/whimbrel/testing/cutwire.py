@@ -77,15 +77,20 @@ ACTIONS: Final = tuple(Action)
 
 @attrs.frozen
 class Cut:
-    """Behind the `at`-th byte that goes `way` on connection `connection`, `action` is done."""
+    """Behind the `at`-th byte that goes `way` on connection `connection`, `action` is done.
+
+    With a `mark`, which only a `CutProxy` looks for, bytes are counted from where it begins.
+    """
 
     way: Way
     at: int
     action: Action
     connection: int = 0
+    mark: bytes = b""
 
     def __str__(self) -> str:
         where = f" of connection {self.connection}" if self.connection else ""
+        where += " from the mark" if self.mark else ""
         return f"{self.way}+{self.at}{where} {self.action}"
 
 
@@ -256,6 +261,8 @@ class CutNetwork(MemoryNetwork):
     def lay(self, *cuts: Cut) -> None:
         """From now on connections count from 0 again, and have these cuts. The old ones are forgotten."""
         self._cuts = _by_connection(cuts)
+        if any(cut.mark for cut in cuts):
+            raise ConfigError("a link inside of this process looks for no mark")
         self._no_way = False
         self.lines = []
         self.was_cut = threading.Event()
@@ -305,8 +312,8 @@ class _Joint:
         self.near, self.far, self.cut = near, far, cut
         self.kept = {Way.FORTH: bytearray(), Way.BACK: bytearray()}
         self.lost: set[Way] = set()  # what is still sent that way is taken and thrown away
-        self.ended: set[Way] = set()  # ways of which the end has come
         self.crumbs = False
+        self._held = b""  # has no mark, but may hold its beginning
 
     def sides(self, way: Way) -> tuple[socket.socket, socket.socket]:
         return (self.near, self.far) if way is Way.FORTH else (self.far, self.near)
@@ -315,12 +322,30 @@ class _Joint:
         """How many bytes may be passed on at once."""
         if self.crumbs:
             return 1
-        if self.cut is None or self.cut.way is not way:
+        if self.cut is None or self.cut.way is not way or self.cut.mark:
             return _CHUNK
-        return self.cut.at - len(self.kept[way])
+        return min(_CHUNK, self.cut.at - len(self.kept[way]))
 
     def due(self, way: Way) -> bool:
-        return self.cut is not None and self.cut.way is way and len(self.kept[way]) == self.cut.at
+        cut = self.cut
+        return cut is not None and cut.way is way and not cut.mark and len(self.kept[way]) == cut.at
+
+    def let_pass(self, way: Way, data: bytes) -> bytes:
+        """What of `data`, which has come, and of what was held back may be passed on; nothing has come at the end."""
+        cut = self.cut
+        if cut is None or cut.way is not way or not cut.mark:
+            return data
+        held = self._held + data
+        found = held.find(cut.mark)
+        if found >= 0:
+            self.cut = attrs.evolve(cut, at=len(self.kept[way]) + found + cut.at, mark=b"")
+            self._held = b""
+            return held[: self.room(way)]
+        # No more than may be its beginning: who has sent the rest may wait for the answer.
+        ends = (size for size in range(len(cut.mark) - 1, 0, -1) if data and held.endswith(cut.mark[:size]))
+        passed = len(held) - next(ends, 0)
+        self._held = held[passed:]
+        return held[:passed]
 
 
 class CutProxy:
@@ -420,13 +445,13 @@ class CutProxy:
                 if not data:
                     self._forget(from_)
                 return
+            passed = joint.let_pass(way, data)
+            joint.kept[way] += passed
+            to.sendall(passed)
             if not data:
-                joint.ended.add(way)
                 self._forget(from_)
                 to.shutdown(socket.SHUT_WR)
                 return
-            joint.kept[way] += data
-            to.sendall(data)
         except OSError:  # one of them broke it, and the other shall know
             self._break(joint)
             return

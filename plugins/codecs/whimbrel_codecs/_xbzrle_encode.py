@@ -84,11 +84,13 @@ def _compare(old: _Words, new: _Words, outcomes: ByteArray) -> Iterator[_Differi
     for first in range(0, len(old), _PAGES):
         group = slice(first, min(first + _PAGES, len(old)))
         differs = np.not_equal(old[group], new[group], out=room[: group.stop - first])
-        dense = _dense(old[group], new[group], differs)
-        if dense is not None:
+        at = np.flatnonzero(differs)
+        # Only where more words than fit into a payload lie within one page's length can a page be dense.
+        if len(at) > _FITS and int((at[_FITS:] - at[:-_FITS]).min()) < _WORDS:
+            dense = _dense(old[group], new[group], differs)
             outcomes[group][dense] = Outcome.OVERFLOW
             differs[dense] = False
-        at = np.flatnonzero(differs)
+            at = np.flatnonzero(differs)
         before.append(old[group].reshape(-1).take(at))
         after.append(new[group].reshape(-1).take(at))
         at += first * _WORDS
@@ -104,16 +106,12 @@ def _differing(numbers: IndexArray, before: _Words, after: _Words) -> _Differing
     return _Differing(numbers, after, changed, np.packbits(changed, axis=None, bitorder="little"))
 
 
-def _dense(old: _Words, new: _Words, differs: BoolArray) -> IndexArray | None:
+def _dense(old: _Words, new: _Words, differs: BoolArray) -> IndexArray:
     """The pages of a group that are known to overflow by how many bytes have changed and how many runs they make.
 
     Only pages with many words that differ are looked into; that spares what comes behind the longest lists of words.
     """
-    if np.count_nonzero(differs) <= _FITS:
-        return None
     many = np.flatnonzero(_count(differs) > _FITS)
-    if not len(many):
-        return None
     changed = old[many].view(np.uint8) != new[many].view(np.uint8)
     begins = changed.copy()
     np.greater(changed[:, 1:], changed[:, :-1], out=begins[:, 1:])

@@ -67,7 +67,8 @@ class RamHandler(IterableHandler):
 
     def _sender(self) -> PageSender:
         settings = self._machine.settings
-        if not settings.capabilities.xbzrle:
+        # Over lanes pages go whole.
+        if not settings.capabilities.xbzrle or settings.capabilities.multifd:
             return PlainSender(self.progress, zeros=BATCH)
         codec = self._machine.new_codec(XBZRLE)
         if not isinstance(codec, DeltaCodec):

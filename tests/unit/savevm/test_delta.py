@@ -447,10 +447,11 @@ def write(source, edits, dice):
 # --------------------------------------------------------------------------------------------------------- the handler
 
 
-def handler_of(codec_spec):
+def handler_of(codec_spec, *, multifd=False):
     machine = BareMachine("m", tracker_specs=whimbrel_dirty_trackers, codec_spec=codec_spec)
     machine.ram.add("a", PAGE)
     machine.settings.capabilities.xbzrle = True
+    machine.settings.capabilities.multifd = multifd
     machine.settings.backends.dirty_tracker = "manual"
     return RamHandler(machine)
 
@@ -463,6 +464,12 @@ def test_a_machine_that_has_no_such_codec_is_not_sent():
 def test_nor_one_whose_codec_of_that_name_is_another_thing():
     (problem,) = handler_of(lambda name: zlib.whimbrel_codecs()[0]).problems()
     assert problem == "the codec 'xbzrle' is a ZlibCodec, expected a DeltaCodec"
+
+
+def test_lanes_need_no_codec_for_changes():
+    handler = handler_of(None, multifd=True)
+    assert handler.problems() == ()
+    handler.finish()
 
 
 def test_its_counters_are_there_from_the_beginning():

@@ -1,7 +1,7 @@
 """The source's lanes: a queue of jobs, and for each lane a thread that takes one and sends it, as a few packets.
 
-A job goes to whichever lane is free first. Pages in a row are cut where huge pages begin, so that at a destination
-whose memory is fresh each of those is touched by one lane: two would both have the kernel clear one.
+A job goes to whichever lane is free first. Where there is enough for all lanes, pages in a row are cut where huge
+pages begin, so that each of those goes over one lane.
 
 A sync divides the queue: each lane says SYNC behind what it has taken from before the division, and before it takes
 anything from behind it. As no lane goes past a division while there is something before it, nobody waits for anybody

@@ -216,8 +216,18 @@ class Gathering:
 
     def _conclude(self) -> None:
         if self._main is not None and None not in self._lanes:
+            self._refuse_others(self._main[0])
             self._over = True
             self._listener.close()  # which wakes whoever waits there
+
+    def _refuse_others(self, main: Channel) -> None:
+        """Raise StreamError unless all of them are one peer's, where it has to show who it is."""
+        for number, lane in enumerate(self._lanes):
+            if lane is not None and lane.identity != main.identity:
+                raise StreamError(
+                    f"lane {number} is of another peer than the main channel: it has shown another certificate",
+                    hint="another source may have connected here",
+                )
 
     def _fail(self, failure: MigrationError) -> None:
         with self._deciding:
