@@ -123,7 +123,7 @@ class Channel(ABC):
 
     @property
     def identity(self) -> bytes:
-        """Who the peer has proved to be: a digest that is the same for all channels of one peer; empty if it has not."""
+        """Who the peer has proved to be: a digest, the same for all channels of one peer; empty if it has not."""
         return b""
 
     @abstractmethod
@@ -514,7 +514,7 @@ class IterableHandler(SaveVMHandler):
         return {}
 
     def tally(self) -> Tally:
-        """What has been sent, or loaded, so far: both ends compare it before the source lets go. The engine's thread."""
+        """What has been sent, or loaded, so far: both ends compare it before the source lets go. Its own thread."""
         return Tally()
 
     @abstractmethod

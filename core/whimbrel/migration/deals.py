@@ -108,7 +108,7 @@ class Deal(ABC):
                 ) from exc
 
     def after(self, error: MigrationError) -> MigrationError | None:
-        """What the end is after `error`, which came when the machine was let go of: None if it has arrived after all."""
+        """What the end is after `error`, which came behind the release: None if the machine has arrived after all."""
         path = self._link.return_path
         if path is None or not isinstance(error, ChannelError):
             return error
@@ -196,7 +196,9 @@ class Pairwise(Proof):
 
     name = "pairwise"
 
-    def __init__(self, link: Link, attempt: commands.Attempt, digest: StreamDigest, messenger: Messenger | None) -> None:
+    def __init__(
+        self, link: Link, attempt: commands.Attempt, digest: StreamDigest, messenger: Messenger | None
+    ) -> None:
         super().__init__(link)
         self._attempt, self._digest, self._messenger = attempt, digest, messenger
         self._stopped = threading.Event()

@@ -72,7 +72,7 @@ class Desk:
         self._thread.start()
 
     def close(self) -> None:
-        """Hear nobody any more, and stop listening; returns when it is so. Any thread but a connection's own; twice is fine."""
+        """Hear nobody any more, and stop listening; returns when it is so. Not on a connection's own thread."""
         self.end()
         with self._lock:
             connections = dict(self._connections)

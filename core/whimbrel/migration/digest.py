@@ -36,7 +36,9 @@ class StreamDigest:
         for _, handler in sorted(self._registry.iterable, key=lambda item: (item[1].idstr, item[1].instance_id)):
             tally = handler.tally()
             pages += tally.count
-            whole.update(str8(handler.idstr) + U32.pack(handler.instance_id) + U64.pack(tally.count) + U64.pack(tally.sum))
+            whole.update(
+                str8(handler.idstr) + U32.pack(handler.instance_id) + U64.pack(tally.count) + U64.pack(tally.sum)
+            )
         return Digest(pages, size, whole.digest())
 
     def compare(self, theirs: Digest, size: int) -> None:

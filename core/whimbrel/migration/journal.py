@@ -40,7 +40,8 @@ class Record:
     """One thing that happened: in which attempt, to which side of it, and why.
 
     `mid` is the attempt's id in hexadecimal, empty for what belongs to none; `role` is "source", "destination" or
-    "machine"; `ownership` what the side may do from then on; `peer` the URI of the destination; `deal` how it hands over.
+    "machine"; `ownership` what the side may do from then on; `peer` the URI of the destination;
+    `deal` how it hands over.
     """
 
     mid: str
@@ -217,7 +218,7 @@ class Journal:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.write(fd, data)
             os.fsync(fd)
-            os.rename(new, self.path)
+            new.rename(self.path)
         except BaseException:
             os.close(fd)
             raise

@@ -18,7 +18,7 @@ _NOTED: Final = frozenset({SourceOwnership.PREPARED, DestinationOwnership.PREPAR
 
 
 class Keeper:
-    """The scribe of one side of the attempt `mid` with the other at `peer`. The caller's lock; `settle` from any thread.
+    """The scribe of one side of the attempt `mid` with the other at `peer`. Under the caller's lock.
 
     `deal` and `epoch` are those of the records that are still to come.
     """

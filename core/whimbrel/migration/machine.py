@@ -94,7 +94,7 @@ class Machine(BareMachine):
             return self._standing
 
     def start_afresh(self) -> None:
-        """An operator's word that no other copy of this machine runs or ever will: start it, whatever the journal says."""
+        """An operator's word that no other copy of this machine runs or ever will: start it, whatever is written."""
         with self.lock:
             self._standing = Standing(Verdict.FRESH)
             self.start()

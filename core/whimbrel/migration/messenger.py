@@ -49,7 +49,9 @@ class Messenger:
                 channel.send(handover.encode(word))
                 answer = hear(channel)
                 if answer.mid != word.mid or answer.kind in FROM_SOURCE:
-                    raise StreamError(f"the answer to {word.kind.name} is {answer.kind.name}, of another attempt or side")
+                    raise StreamError(
+                        f"the answer to {word.kind.name} is {answer.kind.name}, of another attempt or side"
+                    )
                 if answer.kind is WordKind.RUNNING:
                     channel.send(handover.encode(Word(WordKind.DONE, word.mid, word.epoch)))
                 return answer

@@ -50,7 +50,7 @@ _VERDICTS: Final = {
 
 _SENTENCES: Final = {
     Verdict.FRESH: "nothing is written about the machine",
-    Verdict.LOST: "the machine ran here in epoch {record.epoch}, until its process ended, and its memory is gone with it",
+    Verdict.LOST: "the machine ran here in epoch {record.epoch} until its process ended; its memory is gone with it",
     Verdict.ASK: "the machine was being handed over to {record.peer}, which may hold it whole: it has to be asked",
     Verdict.UNKNOWN: "the machine was handed over to {record.peer}, which has not said that it runs there",
     Verdict.AWAY: "the machine has moved to {record.peer}",

@@ -36,7 +36,7 @@ class TappedWriter:
         self._out.write(data)
         self._tap(data)
 
-    def write_gathered(self, vectors: npt.NDArray[np.uint64]) -> None:
+    def write_gathered(self, vectors: npt.NDArray[np.uint64]) -> None:  # noqa: ARG002 - it is refused
         """Refused: memory that others write to cannot be told."""
         raise AssertionError("a tapped writer does not gather")
 
