@@ -45,7 +45,8 @@ def _run(bench: Bench) -> list[dict[str, Any]]:
     """One run of all of them, as pytest-benchmark tells it."""
     with tempfile.TemporaryDirectory(prefix="whimbrel-bench-") as folder:
         told = Path(folder) / "told.json"
-        command = [sys.executable, "-m", "pytest", "-q", "-c", str(FOLDER / "pytest.ini"), str(FOLDER / "bench_xbzrle.py")]
+        command = [sys.executable, "-m", "pytest", "-q", "-c", str(FOLDER / "pytest.ini")]
+        command += [str(FOLDER / "bench_xbzrle.py")]
         command += ["-p", "pytest_benchmark.plugin", "-p", "no:cacheprovider", f"--benchmark-json={told}"]
         command += ["--benchmark-max-time=0.01", "--benchmark-min-rounds=1"] if bench.quick else []
         # Without what else is installed for pytest: some of it measures, too.

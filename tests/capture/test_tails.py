@@ -310,7 +310,9 @@ def test_ram_that_goes_on_behind_its_end(load):
 
 def test_what_else_is_saved_in_rounds(load):
     script = Script(FROM_2_4, {}).header()
-    with pytest.raises(IncompatibleError, match="'block'"):
+    with pytest.raises(IncompatibleError, match="'dirty-bitmap'"):
+        load(bytes(script.data) + START + u32(1) + str8("dirty-bitmap") + u32(0) + u32(1))
+    with pytest.raises(IncompatibleError, match="--drive NAME=IMAGE"):
         load(bytes(script.data) + START + u32(1) + str8("block") + u32(0) + u32(1))
 
 

@@ -24,7 +24,7 @@ CAPABILITIES = [
 ]  # fmt: skip
 WORKING = {
     "auto-converge", "events", "multifd", "return-path", "pause-before-switchover", "switchover-ack", "validate-uuid",
-    "xbzrle", "block", "zero-blocks",
+    "xbzrle", "block", "zero-blocks", "rdma-pin-all",
 }  # fmt: skip
 PARAMETERS = {
     "announce-initial": 50, "announce-max": 550, "announce-rounds": 5, "announce-step": 100,

@@ -15,7 +15,7 @@ from whimbrel.wire import ram as wire
 from whimbrel.wire.fields import DecodedDevice
 from whimbrel.wire.tail import DeviceSection
 
-__all__ = ["BlockReport", "Breakdown", "Cut", "DeviceReport", "Inspection", "SectionReport"]
+__all__ = ["BlockReport", "Breakdown", "Cut", "DeviceReport", "DriveReport", "Inspection", "SectionReport"]
 
 
 @attrs.define
@@ -67,6 +67,28 @@ class BlockReport:
         }
 
 
+@attrs.define
+class DriveReport:
+    """A drive that came along. `chunks` counts records with 1 MiB each, `zero` those of a chunk of zeros.
+
+    `distinct` is how many different chunks came at all, and `passes` the most often that any did. `size` is where the
+    furthest of them ends: the drive has no more than that, unless only what is allocated was sent. `bytes` is what its
+    records take in the stream, heads included.
+    """
+
+    name: str
+    chunks: int = 0
+    zero: int = 0
+    distinct: int = 0
+    passes: int = 0
+    size: int = 0
+    bytes: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return attrs.asdict(self)
+
+
 @attrs.frozen
 class DeviceReport:
     """A device section: `decoded` are its fields, or None, and then `problem` says why and `body` is all there is."""
@@ -116,7 +138,7 @@ class DeviceReport:
 
 @attrs.define
 class SectionReport:
-    """A section, or `count` bodies of RAM of one kind that came one behind the other.
+    """A section, or `count` bodies of RAM or drives of one kind that came one behind the other.
 
     `offset` is that of the first one's type byte in the stream; `size` is that of all bodies, without their heads and
     footers.
@@ -140,11 +162,11 @@ class SectionReport:
 class Breakdown:
     """Where the bytes of a stream went; together they are all of them.
 
-    `pages` are those that came as they are, `zero` whole ZERO records, `xbzrle` and `compressed` what encoded pages
-    take. `record_heads` are the heads of all records but ZERO ones, and the marks that end bodies of RAM.
-    `section_heads` are the heads and footers of all sections, and the mark that ends the stream. `devices` are their
-    bodies. `header` is with the configuration, `description` with its head. `unread` is what stood before the place
-    where a stream is cut or makes no sense, and could not be told.
+    `pages` are those that came as they are, `chunks` those of drives, `zero` whole ZERO records, `xbzrle` and
+    `compressed` what encoded pages take. `record_heads` are the heads of all records but ZERO ones, and the marks that
+    end bodies of RAM and drives. `section_heads` are the heads and footers of all sections, and the mark that ends the
+    stream. `devices` are their bodies. `header` is with the configuration, `description` with its head. `unread` is
+    what stood before the place where a stream is cut or makes no sense, and could not be told.
     """
 
     header: int = 0
@@ -156,6 +178,7 @@ class Breakdown:
     zero: int = 0
     xbzrle: int = 0
     compressed: int = 0
+    chunks: int = 0
     devices: int = 0
     description: int = 0
     behind: int = 0
@@ -202,6 +225,7 @@ class Inspection:
     sections: list[SectionReport] = attrs.field(factory=list)
     breakdown: Breakdown = attrs.field(factory=Breakdown)
     blocks: list[BlockReport] = attrs.field(factory=list)
+    drives: list[DriveReport] = attrs.field(factory=list)
     tracked: bool = True
     times: tuple[tuple[int, int], ...] = ()
     devices: tuple[DeviceReport, ...] = ()
@@ -229,6 +253,7 @@ class Inspection:
         shown["sections"] = [section.as_dict() for section in self.sections]
         shown["breakdown"] = attrs.asdict(self.breakdown)
         shown["blocks"] = [block.as_dict() for block in self.blocks]
+        shown["drives"] = [drive.as_dict() for drive in self.drives]
         shown["times"] = [{"times": times, "pages": pages} for times, pages in self.times]
         shown["devices"] = [device.as_dict() for device in self.devices]
         shown["cut"] = None if self.cut is None else attrs.asdict(self.cut)

@@ -6,6 +6,7 @@ looked into as far as it makes sense.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from os import PathLike
@@ -21,20 +22,21 @@ from whimbrel.capture.findings import (
     Breakdown,
     Cut,
     DeviceReport,
+    DriveReport,
     Inspection,
     SectionReport,
 )
 from whimbrel.capture.pages import Kinds, PageSums, PageTable, kinds_of
 from whimbrel.capture.tail import Tail
 from whimbrel.capture.taking import IGNORE_SHARED, LISTED_MAX
-from whimbrel.capture.walk import DEVICES, Body, Walk
-from whimbrel.errors import ChannelLost, IncompatibleError, MigrationError, Place
+from whimbrel.capture.walk import BLOCK, DEVICES, Body, Walk
+from whimbrel.errors import ChannelLost, IncompatibleError, MigrationError, Place, StreamError
 from whimbrel.migration.machine import manager_for
 from whimbrel.plugins import PluginManager
 from whimbrel.settings import Settings
 from whimbrel.stream import ForwardingChannel
+from whimbrel.wire import block, skeleton
 from whimbrel.wire import ram as wire
-from whimbrel.wire import skeleton
 from whimbrel.wire.ram import ListedBlock
 from whimbrel.wire.ram_batches import Batch, BatchReader
 from whimbrel.wire.skeleton import SectionHeader
@@ -43,7 +45,17 @@ from whimbrel.wire.tail import DeviceSection
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["BlockReport", "Breakdown", "Cut", "DeviceReport", "Inspection", "Kinds", "SectionReport", "inspect"]
+__all__ = [
+    "BlockReport",
+    "Breakdown",
+    "Cut",
+    "DeviceReport",
+    "DriveReport",
+    "Inspection",
+    "Kinds",
+    "SectionReport",
+    "inspect",
+]
 
 TRACKED_MAX: Final = 1 << 38
 """Bytes of RAM of which each page is tracked, at 11 bytes a page that comes, and 10 more while contents are compared:
@@ -97,13 +109,14 @@ class _Inspector:
 
     def __init__(self, channel: Channel, settings: Settings, progress: Callable[[int], object]) -> None:
         self._channel = _Counted(channel)
-        self._walk = Walk(self._channel, settings.limits)
+        self._walk = Walk(self._channel, settings.limits, drives=True)
         self._settings, self._progress = settings, progress
         self._told = 0
         self._found = Inspection(source=channel.peer)
         self._blocks: dict[str, BlockReport] = {}
         self._tables: dict[str, PageTable] = {}
         self._records = BatchReader({})
+        self._drives: dict[str, _CountedDrive] = {}
         self._expected = "a stream's header and its configuration"
 
     def run(self) -> Inspection:
@@ -125,6 +138,7 @@ class _Inspector:
         found.size = self._channel.count if self._channel.ended else walk.reader.offset
         found.footers, found.return_path = walk.footers, walk.return_path_open
         found.blocks = list(self._blocks.values())
+        found.drives = [drive.summed_up() for drive in self._drives.values()]
         self._sum_up_pages()
         if walk.end is None:
             found.devices = tuple(DeviceReport.of(section) for section in walk.early)
@@ -220,6 +234,9 @@ class _Inspector:
         section = self._section(body, began - _head_size(body.header, body.kind))
         try:
             limit, self._expected = 0, ""
+            if body.header.idstr == BLOCK:
+                self._count_chunks(body)
+                return
             if body.kind is SectionKind.START:
                 self._expected = "the rest of the list of RAM blocks"
                 self._begin(body)
@@ -239,6 +256,44 @@ class _Inspector:
             raise exc.at(place) from exc.__cause__
         finally:
             section.size += reader.offset - began
+
+    def _count_chunks(self, body: Body) -> None:
+        """Count a body of drives."""
+        if body.header.version_id != block.VERSION_ID:
+            raise IncompatibleError(
+                f"the block section has version {body.header.version_id}, expected {block.VERSION_ID}"
+            )
+        reader, spent = self._walk.reader, self._found.breakdown
+        while True:
+            began = reader.offset
+            self._expected = "another record or the end of this body"
+            record = reader.parse(block.parse_record())
+            head = reader.offset - began
+            if isinstance(record, block.Chunk):
+                if not record.zero:
+                    self._expected = "the rest of a chunk of a drive"
+                    self._pass_over(block.CHUNK)
+                    spent.chunks += block.CHUNK
+                self._drive(record.device).take(record, reader.offset - began)
+            spent.record_heads += head
+            if isinstance(record, block.End):
+                return
+
+    def _drive(self, name: str) -> _CountedDrive:
+        if name not in self._drives and len(self._drives) >= self._settings.limits.sections:
+            raise StreamError(
+                f"more than {self._settings.limits.sections} drives", hint="[limits] sections says how many may come"
+            )
+        return self._drives.setdefault(name, _CountedDrive(name))
+
+    def _pass_over(self, size: int) -> None:
+        reader = self._walk.reader
+        end = reader.offset + size
+        while reader.offset < end:
+            reader.advance(min(len(reader.window(1)), end - reader.offset))
+        if reader.offset - self._told >= TOLD_EVERY:
+            self._told = reader.offset
+            self._progress(reader.offset)
 
     def _section(self, body: Body, offset: int) -> SectionReport:
         """Where a body is counted: with the one before, if that is of the same kind."""
@@ -303,6 +358,29 @@ class _Inspector:
             times = total
         (seen,) = times.nonzero()
         self._found.times = tuple(zip(seen.tolist(), times[seen].tolist(), strict=True))
+
+
+class _CountedDrive:
+    """A drive, and how often each of its chunks came, a hundred bytes or so a chunk that came."""
+
+    def __init__(self, name: str) -> None:
+        self._report = DriveReport(name)
+        self._times: Counter[int] = Counter()
+
+    def take(self, chunk: block.Chunk, size: int) -> None:
+        """Count a record of so many bytes."""
+        report = self._report
+        report.zero += chunk.zero
+        report.chunks += not chunk.zero
+        report.size = max(report.size, (chunk.number + 1) * block.CHUNK)
+        report.bytes += size
+        self._times[chunk.number] += 1
+
+    def summed_up(self) -> DriveReport:
+        """What was counted."""
+        self._report.distinct = len(self._times)
+        self._report.passes = max(self._times.values(), default=0)
+        return self._report
 
 
 def _head_size(header: SectionHeader, kind: SectionKind) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
+from types import MappingProxyType
 from typing import Any, Self
 from uuid import UUID
 
@@ -114,6 +115,8 @@ class CapturedMachine(Machine):
         cls,
         source: str | PathLike[str] | Channel | Listener,
         *,
+        drives: Mapping[str, str | PathLike[str]] = MappingProxyType({}),
+        create: bool = False,
         max_ram: int | None = None,
         settings: Settings | None = None,
         plugins: PluginManager | None = None,
@@ -122,13 +125,18 @@ class CapturedMachine(Machine):
 
         At a listener it comes over lanes too, if the capability multifd is on in `settings`.
 
+        `drives` are the images that its drives go into, by the drives' names: they are there, and large enough, or made
+        with `create`, as large as what comes. They are `drives` of the machine then, and go along with `block=True`.
+        A stream that brings drives is refused without, before the first byte of anything is written.
+
         `max_ram` is how much RAM it may have, in bytes; half of the host's if None. A source that listens is told once
-        everything is here, and lets go then. Raises ConfigError, ConnectError, ProtocolError or ChannelError; nothing
-        is left then, and the source goes on if it listens.
+        everything is here, and lets go then. Raises ConfigError, ConnectError, ProtocolError or ChannelError,
+        StateError for an image that is in use; nothing is left then but images that are marked as not whole, and the
+        source goes on if it listens.
         """
         from whimbrel.capture.taking import take
 
-        return take(source, max_ram=max_ram, settings=settings, plugins=plugins)
+        return take(source, drives=drives, create=create, max_ram=max_ram, settings=settings, plugins=plugins)
 
     def form(self) -> Form:
         """What its stream consists of: as it came."""
@@ -150,19 +158,25 @@ class CapturedMachine(Machine):
 
     def ram_handler(self, idstr: str) -> SaveVMHandler:
         """The handler that saves and loads its RAM, which a plugin offers. Raises MigrationRefused without one."""
-        specs = self.plugins.savevm_handlers(self, self.settings.plugins.savevm)
-        for handler in (handler for spec in specs for handler in spec.create()):
+        for handler in self._handlers():
             if handler.idstr == idstr:
                 return handler
         raise MigrationRefused(
             f"no plugin offers a savevm handler for {idstr!r}", hint="[plugins] savevm says which are used"
         )
 
+    def _handlers(self) -> list[SaveVMHandler]:
+        specs = self.plugins.savevm_handlers(self, self.settings.plugins.savevm)
+        return [handler for spec in specs for handler in spec.create()]
+
     def _leaving(self) -> tuple[Registry, RunStateCarrier]:
-        from whimbrel.capture.walk import RAM
+        from whimbrel.capture.walk import BLOCK, RAM
 
         devices = [_DeviceHandler(device, -number) for number, device in enumerate(self.captured)]
-        return Registry([self.ram_handler(RAM), *devices]), _AsItCame()
+        rounds = [handler for handler in self._handlers() if handler.idstr in (RAM, BLOCK)]
+        if RAM not in {handler.idstr for handler in rounds}:
+            rounds.append(self.ram_handler(RAM))  # which says what is missing
+        return Registry([*rounds, *devices]), _AsItCame()
 
 
 class _AsItCame:

@@ -1,7 +1,8 @@
 """Waits for one source at a URI and stores its machine in a file: what `whimbrel receive` does.
 
 The file is complete and on the disk before the source hears that all is well. It holds each page once, in the form
-that the stream came in, and loads in whatever loads such streams.
+that the stream came in, and loads in whatever loads such streams. Drives are not in it: they are in images of their
+own, whole and on the disk by then too.
 """
 
 from __future__ import annotations
@@ -15,14 +16,16 @@ import stat
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 import attrs
 
 from whimbrel.abc import Patience
+from whimbrel.capture.images import DriveReceipt, Images
 from whimbrel.capture.machine import CapturedMachine
 from whimbrel.capture.taking import Capture, CaptureUndecided, file_uri
 from whimbrel.errors import (
@@ -69,14 +72,17 @@ class Receipt:
     storing_seconds: float
     told: bool
     guessed: bool
+    drives: tuple[DriveReceipt, ...] = ()
 
 
 class Reception:
     """One wait for one machine; one use. `run` on the calling thread, the others from any.
 
-    `file` must not be there, unless `replace`. A source that does not listen has let go when its last byte is written,
-    and then the only copy is here: if it cannot be stored, `elsewhere` is asked for another path, until it has none.
-    Raises ConfigError and ConnectError, with nothing left behind.
+    `file` must not be there, unless `replace`. `drives` are the images that drives go into, by the drives' names: they
+    are there, and large enough, or made with `create`; they are locked until the end. A source that does not listen has
+    let go when its last byte is written, and then the only copy is here: if it cannot be stored, `elsewhere` is asked
+    for another path, until it has none. Raises ConfigError, ConnectError, and StateError for an image that is in use,
+    with nothing left behind.
     """
 
     def __init__(
@@ -84,6 +90,8 @@ class Reception:
         uri: str,
         file: str | os.PathLike[str],
         *,
+        drives: Mapping[str, str | os.PathLike[str]] = MappingProxyType({}),
+        create: bool = False,
         max_ram: int | None = None,
         replace: bool = False,
         elsewhere: Callable[[MigrationError], str | os.PathLike[str] | None] = lambda _: None,
@@ -109,7 +117,13 @@ class Reception:
         source = resolve(uri, self._plugins)
         if self._expected is not None and (problems := missing_lanes(source)):
             raise ConfigError("; ".join(problems))
-        self._listener = source.spec.create().listen(source.address)
+        self._images = Images(drives, create=create, settings=self._settings, plugins=self._plugins)
+        try:
+            self._listener = source.listen(settings)
+        except BaseException:
+            self._images.give_up()
+            self._images.close()
+            raise
         self.uri = self._listener.uri
         """Where the source connects to, with what the system chose filled in."""
 
@@ -122,6 +136,11 @@ class Reception:
     def peer(self) -> str | None:
         """Who the source is, once it has connected."""
         return self._peer
+
+    @property
+    def spoiled(self) -> list[str]:
+        """The images that are marked as not whole now: whimbrel does not use them before they are loaded again."""
+        return self._images.spoiled()
 
     @property
     def storing(self) -> bool:
@@ -163,11 +182,25 @@ class Reception:
 
     def run(self) -> Receipt:
         """Wait, take and store. Raises as `CapturedMachine.load`, MigrationCancelled, and what storing raises."""
+        try:
+            return self._run()
+        except BaseException:
+            self._images.give_up()
+            raise
+        finally:
+            self._images.close()
+
+    def _run(self) -> Receipt:
         seconds = self._settings.limits.header_timeout
         gathered = accept(self._listener, self._patience, self._expected, uuid=None, seconds=seconds)
         began, self._peer = time.monotonic(), gathered.main.peer
         self._capture = Capture(
-            gathered, settings=self._settings, plugins=self._plugins, max_ram=self._max_ram, keep=self._store
+            gathered,
+            settings=self._settings,
+            plugins=self._plugins,
+            max_ram=self._max_ram,
+            images=self._images,
+            keep=self._store,
         )
         if self._patience.cancelled.is_set():
             gathered.bundle().close()
@@ -187,6 +220,7 @@ class Reception:
                 storing_seconds=self._storing_seconds,
                 told=self._capture.told,
                 guessed=machine.guessed,
+                drives=self._images.receipts(),
             )
         finally:
             machine.close()
@@ -323,6 +357,7 @@ def _for_files(settings: Settings) -> Settings:
     copy = settings.copy()
     copy.parameters.max_bandwidth = 0
     copy.capabilities.multifd = False
+    copy.parameters.tls_creds = copy.parameters.tls_hostname = copy.parameters.tls_authz = ""  # a file has no other end
     copy.limits.handover_timeout = _A_DAY
     return copy
 

@@ -11,16 +11,17 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from os import PathLike
 from typing import Final, Protocol, runtime_checkable
 
 from whimbrel.abc import Channel, IterableHandler, Listener, Patience, SaveVMHandler, SectionKind
+from whimbrel.capture.images import Images
 from whimbrel.capture.machine import UNNAMED, CapturedMachine
 from whimbrel.capture.tail import Tail
-from whimbrel.capture.walk import Body, Walk
+from whimbrel.capture.walk import BLOCK, Body, Walk
 from whimbrel.errors import (
     ChannelError,
     ChannelLost,
@@ -71,6 +72,8 @@ def file_uri(path: str | PathLike[str]) -> str:
 def take(
     source: str | PathLike[str] | Channel | Listener,
     *,
+    drives: Mapping[str, str | PathLike[str]],
+    create: bool,
     max_ram: int | None,
     settings: Settings | None,
     plugins: PluginManager | None,
@@ -78,15 +81,28 @@ def take(
     """What `CapturedMachine.load` does."""
     settings = settings if settings is not None else Settings()
     plugins = plugins if plugins is not None else manager_for(settings)
+    images = Images(drives, create=create, settings=settings, plugins=plugins)
+    try:
+        gathered = _gather(source, settings, plugins)
+        machine = Capture(gathered, settings=settings, plugins=plugins, max_ram=max_ram, images=images).run()
+    except BaseException:
+        images.give_up()
+        raise
+    finally:
+        images.close()
+    for name, path in drives.items():
+        machine.drives.add(name, path)
+    return machine
+
+
+def _gather(source: str | PathLike[str] | Channel | Listener, settings: Settings, plugins: PluginManager) -> Gathered:
     if isinstance(source, Listener):
-        gathered = wait_for(source, Patience(FOR_EVER), settings, plugins)
-    elif isinstance(source, Channel):
-        gathered = Gathered(source)
-    else:
-        destination = resolve(file_uri(source), plugins)
-        listener = destination.spec.create().listen(destination.address)
-        gathered = accept(listener, Patience(settings.limits.connect_timeout), None, uuid=None, seconds=0.0)
-    return Capture(gathered, settings=settings, plugins=plugins, max_ram=max_ram).run()
+        return wait_for(source, Patience(FOR_EVER), settings, plugins)
+    if isinstance(source, Channel):
+        return Gathered(source)
+    destination = resolve(file_uri(source), plugins)
+    listener = destination.spec.create().listen(destination.address)
+    return accept(listener, Patience(settings.limits.connect_timeout), None, uuid=None, seconds=0.0)
 
 
 def wait_for(listener: Listener, patience: Patience, settings: Settings, plugins: PluginManager) -> Gathered:
@@ -130,7 +146,9 @@ class Capture:
     """The taking of one machine; one use.
 
     `keep` is called once with the machine, when all of it is here and before the source is told so; with a source that
-    switches in two phases the description comes only after that. `cancel` and `received` from any thread.
+    switches in two phases the description comes only after that. Drives go into `images`, which are the caller's to
+    close; without any a stream that brings drives is refused, before anything is written. `cancel` and `received` from
+    any thread.
     """
 
     def __init__(
@@ -140,15 +158,24 @@ class Capture:
         settings: Settings,
         plugins: PluginManager,
         max_ram: int | None = None,
+        images: Images | None = None,
         keep: Callable[[CapturedMachine], object] = lambda _: None,
     ) -> None:
         self._settings, self._plugins = settings, plugins
         self._max_ram = half_of_ram() if max_ram is None else max_ram
         self._keep = keep
+        self._images = images if images is not None and len(images) else None
         gathered = source if isinstance(source, Gathered) else Gathered(source)
         channel = gathered.bundle()
         answer = answerer(channel) if channel.duplex else None
-        self._walk = Walk(channel, settings.limits, answer=answer, prove=self._proof, lanes=gathered.method)
+        self._walk = Walk(
+            channel,
+            settings.limits,
+            answer=answer,
+            prove=self._proof,
+            lanes=gathered.method,
+            drives=self._images is not None,
+        )
         self._channel = self._walk.channel
         self._channel.give_back(gathered.head)
         self._lanes: Arriving | None = None
@@ -265,7 +292,10 @@ class Capture:
         reader = self._walk.reader
         place = Place(section=f"{body.header.idstr!r} (id {body.header.section_id})")
         try:
-            if body.kind is SectionKind.START:
+            if body.header.idstr == BLOCK:
+                assert self._images is not None, "the walk refuses drives that nobody wants"
+                self._images.load(reader, body.kind, body.header.version_id)
+            elif body.kind is SectionKind.START:
                 self._begin(machine, body, reader)
             else:
                 assert self._handler is not None, "a PART without START"
@@ -321,10 +351,16 @@ class Capture:
         self._order = Deadline(ORDER, self._channel).start()
 
     def _store(self, machine: CapturedMachine) -> None:
+        images = self._images
         if self.heard:
             self._channel.hung_up()  # from here on that is noticed
+        elif images is not None:  # the source has let go, so they are the only ones
+            images.take_over()
+            images.settle()
         try:
             self._keep(machine)
+            if images is not None and self.heard:
+                images.take_over()
         except BaseException as exc:
             self._refused = exc
             raise
@@ -340,10 +376,14 @@ class Capture:
                     "storing takes",
                 )
             self._committed = True
+            if self._images is not None:
+                self._images.settle()
 
     def _complete(self, machine: CapturedMachine, tail: Tail) -> None:
         if self._handler is None:
             raise StreamError("the stream has no RAM", place=Place(offset=self._walk.reader.offset))
+        if self._images is not None:
+            self._images.complete()
         self._handler.commit()
         _find_shared(machine, self._handler)
         self._handler_finished = True
@@ -385,6 +425,8 @@ class Capture:
         if self._handler is not None and not self._handler_finished:
             quietly(self._handler.rollback, "the rollback of the RAM section")
             quietly(self._handler.finish, "the end of the RAM section")
+        if self._images is not None:
+            self._images.give_up()  # before the source goes on, which it may do into the same ones
         if self._committed:
             return
         if isinstance(exc, Exception) and not self._cancelled.is_set():

@@ -37,6 +37,7 @@ GRACE: Final = 1.0  # seconds a description may be late by
 SILENCE: Final = 10.0  # seconds without a byte after which a stream whose end cannot be told is given up
 
 RAM: Final = "ram"
+BLOCK: Final = "block"
 DEVICES: Final = "devices"
 
 T = TypeVar("T")
@@ -54,8 +55,9 @@ class Walk:
     """Follows one stream; one thread, one use.
 
     `answer` sends a message on the return path; None where nobody listens. `lanes` is what pages beside the stream are
-    to be encoded with; None where there are no lanes. `prove` is called when the source asks,
-    behind the devices, whether everything is here, with what has come; if it returns, the answer is yes.
+    to be encoded with; None where there are no lanes. `drives` says whether bodies of drives are wanted. `prove` is
+    called when the source asks, behind the devices, whether everything is here, with what has come; if it returns, the
+    answer is yes.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Walk:
         *,
         answer: Callable[[Message], None] | None = None,
         lanes: Method | None = None,
+        drives: bool = False,
         prove: Callable[[Tail], object] = lambda _: None,
     ) -> None:
         self.channel = PatientChannel(channel)
@@ -81,7 +84,8 @@ class Walk:
         self._answer, self._prove = answer, prove
         self._order = SectionOrder(limits.sections)
         self._open: Body | None = None  # whose footer has not been read
-        self._ram_came = False
+        self._ram_came = self._drives_came = False
+        self._drives = drives
         self._devices: list[DeviceSection] = []  # those that came before a section of RAM
         self._proof: list[tuple[SectionHeader, int, int]] = []  # of what was here when the source asked
 
@@ -129,16 +133,28 @@ class Walk:
 
     def _begin_section(self, kind: SectionKind) -> Body:
         header = self._order.accept(kind, self.reader.parse(skeleton.parse_section_header(kind)))
-        if header.idstr != RAM:
+        if header.idstr == BLOCK and not self._drives:
             raise IncompatibleError(
-                f"the stream has a section {header.idstr!r} that is saved in rounds, and only RAM can be taken so",
-                hint="switch off at the source what it belongs to (block migration, dirty-bitmaps)",
+                "the stream brings drives along, and nothing says which images they are to be stored in",
+                hint="name them (drives=…, --drive NAME=IMAGE), or migrate without block (blk, inc) at the source",
+            )
+        if header.idstr not in (RAM, BLOCK):
+            raise IncompatibleError(
+                f"the stream has a section {header.idstr!r} that is saved in rounds, and only RAM and drives can be "
+                "taken so",
+                hint="switch off at the source what it belongs to (dirty-bitmaps)",
             )
         if kind is SectionKind.START:
-            if self._ram_came:
-                raise StreamError(f"a second section {RAM!r} begins, with id {header.section_id}")
-            self._ram_came = True
+            self._note_start(header)
         return Body(kind, header)
+
+    def _note_start(self, header: SectionHeader) -> None:
+        if self._ram_came if header.idstr == RAM else self._drives_came:
+            raise StreamError(f"a second section {header.idstr!r} begins, with id {header.section_id}")
+        if header.idstr == RAM:
+            self._ram_came = True
+        else:
+            self._drives_came = True
 
     def _finish(self, body: Body) -> None:
         self._open = None
@@ -192,7 +208,7 @@ class Walk:
                 if behind.element is not Element.SECTION_START or not self._ram_came:
                     self._resume(collector, behind)
                     return None
-                # There is one section that is saved in rounds, and it began long ago: these are a device's bytes.
+                # All sections that are saved in rounds have begun long ago: these are a device's bytes.
                 collector.doubt_footers()
                 behind = None
             if behind is not None and behind.element is Element.COMMAND:
@@ -280,7 +296,7 @@ class Walk:
         return whole
 
     def _check_count(self, devices: int) -> None:
-        if devices + self._ram_came > self._limits.sections:
+        if devices + self._ram_came + self._drives_came > self._limits.sections:
             raise StreamError(
                 f"more than {self._limits.sections} sections",
                 hint="[limits] sections says how many may come",

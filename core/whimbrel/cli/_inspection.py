@@ -13,7 +13,7 @@ from whimbrel.units import format_size
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from whimbrel.capture.findings import BlockReport, DeviceReport, Inspection, SectionReport
+    from whimbrel.capture.findings import BlockReport, DeviceReport, DriveReport, Inspection, SectionReport
     from whimbrel.wire.fields import DecodedDevice, DecodedField, DecodedStruct, Value
 
 BYTES: Final = 32  # of a value, that are shown
@@ -28,6 +28,7 @@ _WORDS: Final = {
     "zero": "zero records",
     "xbzrle": "XBZRLE",
     "compressed": "compressed pages",
+    "chunks": "chunks of drives",
     "record_heads": "heads of records",
     "section_heads": "heads of sections",
     "block_list": "the list of RAM blocks",
@@ -49,6 +50,9 @@ def print_overview(found: Inspection) -> None:
     if found.blocks:
         click.echo()
         _print_blocks(found)
+    if found.drives:
+        click.echo()
+        print_table(["drive", "size", "chunks", "zero", "distinct", "passes", "bytes"], map(_drive, found.drives))
     if len(found.times) > 1:
         click.echo()
         print_table(["came", "pages"], _passes(found))
@@ -125,6 +129,11 @@ def _block(block: BlockReport) -> list[str]:
         pages = [last.zero, last.normal, block.distinct, last.xbzrle, last.compressed, block.pages - last.total]
     shown = ["" if count is None else str(count) for count in pages]
     return [block.name, format_size(block.size), *shown, str(block.records.total), format_size(block.bytes)]
+
+
+def _drive(drive: DriveReport) -> list[str]:
+    counts = drive.chunks, drive.zero, drive.distinct, drive.passes
+    return [drive.name, format_size(drive.size), *map(str, counts), format_size(drive.bytes)]
 
 
 def _passes(found: Inspection) -> Iterator[tuple[str, str]]:

@@ -74,6 +74,24 @@ def _remember_plaintext(context: click.Context, _: click.Parameter, value: bool)
     context.meta[_PLAINTEXT] = value
 
 
+def drive_option(text: str) -> Callable[[Command], Command]:
+    """Add `--drive NAME=IMAGE`, any number of times, as `drives`; `text` says what becomes of them."""
+    return click.option("--drive", "drives", metavar="NAME=IMAGE", multiple=True, help=text)
+
+
+def images(assignments: Iterable[str]) -> dict[str, str]:
+    """The images that were given with `--drive NAME=IMAGE`, by the names of the drives. Raises UsageError."""
+    found: dict[str, str] = {}
+    for assignment in assignments:
+        name, equals, image = assignment.partition("=")
+        if not (name and equals and image):
+            raise click.UsageError(f"--drive {assignment!r}: expected NAME=IMAGE")
+        if name in found:
+            raise click.UsageError(f"--drive {assignment!r}: drive {name!r} has an image already, {found[name]!r}")
+        found[name] = image
+    return found
+
+
 def parameter(name: str, text: str) -> object:
     """Turn the text given for a parameter into its value. Raises ConfigError."""
     from whimbrel.settings import Dialect, Parameters

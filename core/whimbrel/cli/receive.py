@@ -15,6 +15,8 @@ from whimbrel.cli._meter import Meter
 from whimbrel.cli._options import (
     capability_option,
     config_option,
+    drive_option,
+    images,
     json_option,
     overrides,
     plaintext_option,
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("uri")
 @click.argument("file")
+@drive_option("Store the drive NAME in IMAGE, which is there and large enough; may be repeated.")
+@click.option("--create", is_flag=True, help="Make each IMAGE that is not there, as large as what comes.")
 @click.option("--max-ram", metavar="SIZE", help="How much RAM the machine may have; half of the host's by default.")
 @click.option("--force", is_flag=True, help="Replace FILE if it is there.")
 @config_option
@@ -45,6 +49,8 @@ if TYPE_CHECKING:
 def receive(
     uri: str,
     file: str,
+    drives: tuple[str, ...],
+    create: bool,
     max_ram: str | None,
     force: bool,
     config: str | None,
@@ -63,6 +69,10 @@ def receive(
     A source with the capability multifd on needs `--capability multifd` here too, and by `--set` the same
     multifd-channels and multifd-compression.
 
+    Drives that come along (a QEMU 7.2 with `migrate` and blk or inc) go into their IMAGEs, not into FILE. NAME is the
+    source's: for a QEMU the id of -drive. While an IMAGE is written, and after that has failed, a file beside it,
+    IMAGE.whimbrel-incomplete, says so.
+
     Without return-path the source has let go once everything has come, and this process has the only copy. If it cannot
     be written to FILE then, you are asked for another path; where there is no terminal, it goes to the folder for
     temporary files (and the status is 1), or is held until there is room.
@@ -71,11 +81,23 @@ def receive(
     from whimbrel.settings import Settings
 
     limit = None if max_ram is None else size("--max-ram", max_ram)
+    wanted = images(drives)
+    if create and not wanted:
+        raise click.UsageError("--create makes the images of --drive NAME=IMAGE, and there is none")
     settings = Settings.load(config, overrides=overrides(capabilities, assignments))
     elsewhere = Elsewhere(file)
     # From before a socket is made: a signal must not leave it behind.
     with Interruption() as interruption:
-        reception = Reception(uri, file, max_ram=limit, replace=force, elsewhere=elsewhere, settings=settings)
+        reception = Reception(
+            uri,
+            file,
+            drives=wanted,
+            create=create,
+            max_ram=limit,
+            replace=force,
+            elsewhere=elsewhere,
+            settings=settings,
+        )
         interruption.ends(lambda: _cancel(interruption, reception, elsewhere))
         note(f"waiting for a machine at {reception.uri}")
         try:
@@ -87,6 +109,9 @@ def receive(
                 raise
             text = f"interrupted; the machine is lost, for it could not be stored: {exc}"
             return print_failure(MigrationCancelled(text), text, interruption.status(exc.exit_code), as_json=as_json)
+        finally:
+            for image in reception.spoiled:
+                note(f"{click.format_filename(image)} is not whole now, and is marked so; receive the drive again")
         return _conclude(file, receipt, elsewhere, as_json=as_json)
 
 
@@ -137,6 +162,10 @@ def _rows(receipt: Receipt) -> Iterator[tuple[str, str]]:
     yield "machine", receipt.machine
     yield "memory", f"{format_size(receipt.ram)} in {receipt.blocks} blocks"
     yield "devices", str(receipt.devices)
+    for drive in receipt.drives:
+        came = "nothing came of it" if not drive.came else f"{format_size(drive.came)} of it came"
+        made = ", made" if drive.made else ""
+        yield f"drive {drive.name}", f"{format_size(drive.size)} in {click.format_filename(drive.image)}{made}, {came}"
     taken = receipt.seconds - receipt.storing_seconds
     yield "received", f"{format_size(receipt.received)} in {format_seconds(taken)}, {_rate(receipt.received, taken)}"
     file = click.format_filename(receipt.file)

@@ -15,6 +15,8 @@ from whimbrel.cli._monitor import exit_status
 from whimbrel.cli._options import (
     capability_option,
     config_option,
+    drive_option,
+    images,
     json_option,
     overrides,
     parameter,
@@ -46,6 +48,8 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("file")
 @click.argument("uri")
+@drive_option("Send IMAGE along, as the drive NAME; may be repeated.")
+@click.option("--force", is_flag=True, help="Send drives of a size that a QEMU 7.2 does not take.")
 @click.option(
     "--max-bandwidth", metavar="RATE", help="The most that is sent per second, such as 1GiB; no limit without."
 )
@@ -65,6 +69,8 @@ if TYPE_CHECKING:
 def send(
     file: str,
     uri: str,
+    drives: tuple[str, ...],
+    force: bool,
     max_bandwidth: str | None,
     max_ram: str | None,
     handover: str,
@@ -79,9 +85,14 @@ def send(
     when the destination has proved that it holds the whole machine; if it fails before, nothing has moved, and FILE can
     be sent again. FILE is never changed. Ctrl-C cancels.
 
+    With --drive its drives go along: as `receive` has stored them, to a destination that has drives of the same names,
+    at least as large (a QEMU up to 9.0; NAME is the id of -drive there). Each IMAGE is locked meanwhile. `--set
+    block-incremental=on` sends only what is allocated of them, `--capability zero-blocks` zeros as a mark.
+
     Where the destination cannot answer (exec:, file:) there is no proof: look whether it goes on there.
     """
     from whimbrel.capture.files import open_stream
+    from whimbrel.capture.images import leaving
     from whimbrel.capture.taking import Capture
     from whimbrel.migration.machine import manager_for
     from whimbrel.migration.uri import resolve
@@ -90,6 +101,7 @@ def send(
     settings = Settings.load(config, overrides=overrides(capabilities, assignments))
     settings.parameters.set("max-bandwidth", 0 if max_bandwidth is None else parameter("max-bandwidth", max_bandwidth))
     limit = None if max_ram is None else size("--max-ram", max_ram)
+    wanted = images(drives)
     plugins = manager_for(settings)
     _check_apart(resolve(uri, plugins), file)  # before FILE is loaded, which may take long
     if handover == "qemu":
@@ -97,6 +109,7 @@ def send(
     with Interruption() as interruption, ExitStack() as stack:
         channel = stack.enter_context(closing(open_stream(file, settings, plugins)))
         total = stack.enter_context(_alone(file))
+        sent = stack.enter_context(leaving(wanted, any_size=force))
         capture = Capture(channel, settings=settings, plugins=plugins, max_ram=limit)
         interruption.ends(capture.cancel)
         try:
@@ -104,8 +117,13 @@ def send(
         except MigrationCancelled as exc:
             text = f"cancelled; {file} is as it was"
             return print_failure(exc, text, interruption.status(exc.exit_code), as_json=as_json)
+        for name, image in sent.items():
+            machine.drives.add(name, image)
+        allocated = settings.parameters.block_incremental
         with Progress(quiet=as_json) as progress:
-            migration = machine.migrate(uri, handover=handover)
+            migration = machine.migrate(
+                uri, block=bool(sent) and not allocated, incremental=bool(sent) and allocated, handover=handover
+            )
             interruption.ends(lambda: _cancel(migration))
             error = _watch(migration, progress)
             info = migration.info.as_dict()

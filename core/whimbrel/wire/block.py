@@ -107,7 +107,10 @@ def _check(device: str, sector: int, sizes: Mapping[str, int]) -> None:
     size = sizes.get(device)
     if size is None:
         there = ", ".join(repr(name) for name in sizes) or "none"
-        raise StreamError(f"a chunk of drive {device!r} came, and there is none to load it into; there are: {there}")
+        raise StreamError(
+            f"a chunk of drive {device!r} came, and there is none to load it into; there are: {there}",
+            hint="each drive that the source sends needs one of that name here (--drive NAME=IMAGE)",
+        )
     if sector * SECTOR >= size:
         raise StreamError(
             f"a chunk at byte {sector * SECTOR} of drive {device!r} came, which has {size} here",

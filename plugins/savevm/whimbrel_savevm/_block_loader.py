@@ -26,6 +26,7 @@ FLUSH: Final = 32 << 20  # bytes written before they are flushed in the backgrou
 BACKLOG: Final = 256 << 20  # bytes written and not known to be on the disk, at most
 
 WRITES: Final = 4  # chunks that were received and are not written yet
+IDLE_BODIES: Final = 20_000  # that may come with nothing in them before the first chunk does
 
 _PIECES: Final = wire.CHUNK // PIECE
 _NOTHING: Final = memoryview(b"")
@@ -40,6 +41,7 @@ class BlockLoader:
         self._came: dict[str, BoolArray] = {}  # chunks of the drives that were written into
         self._were_incomplete: set[str] = set()
         self._percent: int | None = None  # how far the source said that it was, before its last word
+        self._idle = 0  # bodies that came before anything else, and had nothing in them
         self._writer = _Writer()
         self._flusher = _Flusher(drives)
 
@@ -50,7 +52,9 @@ class BlockLoader:
         if kind is SectionKind.START:
             self._make_ours()
         told: int | None = None  # the last word of progress, while nothing has come behind it
+        came = False
         while not isinstance(record := reader.parse(wire.parse_record(self._sizes)), wire.End):
+            came = came or not isinstance(record, wire.Progress) or record.percent > 0
             if told is not None:
                 self._percent, told = told, None
             if isinstance(record, wire.Progress):
@@ -67,8 +71,15 @@ class BlockLoader:
         if kind is SectionKind.END:
             self._writer.drain()
             self._check_complete()
-        elif told is not None:
+            return
+        if told is not None:
             self._percent = told
+        self._count_idle(came=came)
+
+    def chunks_come(self, name: str) -> int:
+        """How many chunks of drive `name` came so far, each counted once."""
+        came = self._came.get(name)
+        return 0 if came is None else int(np.count_nonzero(came))
 
     def commit(self) -> None:
         """Flush everything. Raises MigrationError."""
@@ -100,14 +111,27 @@ class BlockLoader:
     def _check_complete(self) -> None:
         """See whether the source has really come to the end of its drives, for a QEMU may stop before and say nothing.
 
-        It tells how far it is by the chunk that it has come to, of all its drives; the last word of all is 100 in any
-        case. There are at least as many chunks as the highest numbers that came say.
+        It tells how far it is by the chunks that it has come to, and so says never that it is through the last one of
+        any drive; the last word of all is 100 in any case. There are at least as many chunks as the highest numbers
+        that came say.
         """
         chunks = sum(int(np.flatnonzero(came)[-1]) + 1 for came in self._came.values())
-        if self._percent is not None and chunks and self._percent < (chunks - 1) * 100 // chunks:
+        if self._percent is not None and chunks and self._percent < (chunks - len(self._came)) * 100 // chunks:
             raise StreamError(
                 f"the source has ended its drives when it was {self._percent} per cent through",
                 hint="a QEMU 7.2 does so where much fits into its downtime-limit: set that to 1 and try again",
+            )
+
+    def _count_idle(self, *, came: bool) -> None:
+        """Give up a source that sends bodies for ever and no chunk: it would never come to an end."""
+        if came or self._idle < 0:
+            self._idle = -1
+            return
+        self._idle += 1
+        if self._idle > IDLE_BODIES:
+            raise StreamError(
+                f"the source has sent {self._idle} bodies of its block section, and no chunk of a drive in them",
+                hint="a QEMU 7.2 whose max-bandwidth is 0 never sends one: set it to a large number there",
             )
 
     def _make_ours(self) -> None:

@@ -33,7 +33,10 @@ class Read:
 
 
 class ReadAhead:
-    """Reads chunks; one thread asks and takes. With `find_zeros` each chunk is looked at for zeros, as it is read."""
+    """Reads chunks; one thread asks and takes. With `find_zeros` each chunk is looked at for zeros, as it is read.
+
+    The part of a chunk that a drive may end with is looked at in any case.
+    """
 
     def __init__(self, *, find_zeros: bool) -> None:
         self._find_zeros = find_zeros
@@ -97,5 +100,6 @@ class ReadAhead:
                 f"drive {read.drive.name!r} cannot be read at {offset}: {exc}", place=Place(block=read.drive.name)
             ) from exc
         read.data[size:] = bytes(CHUNK - size)
-        read.zero = self._find_zeros and not any(read.data[:8]) and not np.frombuffer(read.data, np.uint64).any()
+        looked_at = self._find_zeros or size < CHUNK
+        read.zero = looked_at and not any(read.data[:8]) and not np.frombuffer(read.data, np.uint64).any()
         return read

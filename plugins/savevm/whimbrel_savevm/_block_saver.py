@@ -25,8 +25,9 @@ _PAGES: Final = wire.CHUNK // 4096  # in a chunk; statistics count pages
 class BlockSaver:
     """Saves some drives; one use, on the migration thread.
 
-    With `zero_blocks` a chunk of zeros is a mark. With `allocated_only` the destination has the rest already: what is
-    not allocated when it begins is not sent.
+    With `zero_blocks` a chunk of zeros is a mark; the part of a chunk that a drive may end with is one in any case, for
+    a QEMU 7.2 writes chunks that are no marks beyond the end, and fails. With `allocated_only` the destination has the
+    rest already: what is not allocated when it begins is not sent.
     """
 
     def __init__(self, drives: list[Drive], progress: Progress, *, zero_blocks: bool, allocated_only: bool) -> None:
@@ -119,7 +120,8 @@ class BlockSaver:
     def _send_holes(self, out: StreamWriter) -> None:
         tracked, number = self._holes.pop(0)
         self._sending(out, tracked, number)
-        self._write(out, tracked.drive, number, memoryview(_ZEROS), zero=self._zero_blocks)
+        zero = self._zero_blocks or (number + 1) * wire.CHUNK > tracked.drive.size
+        self._write(out, tracked.drive, number, memoryview(_ZEROS), zero=zero)
 
     def _write(self, out: StreamWriter, drive: Drive, number: int, data: memoryview, *, zero: bool) -> None:
         out.write(wire.chunk(drive.name, number, zero=zero))

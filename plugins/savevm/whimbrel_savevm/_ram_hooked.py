@@ -150,10 +150,12 @@ class HookedLoader:
         """Mark what the peer may write, and have memory for it. Raises StreamError and MigrationError."""
         block = self._writable(region)
         pages = slice(start // wire.PAGE_SIZE, -(-(start + length) // wire.PAGE_SIZE))
+        there = self._written[block.name][pages].all()
         self._written[block.name][pages] = True
         self._came[block.name][pages] = True
         try:
-            block.populate(start, length)
+            if not there:
+                block.populate(start, length)
         except OSError as exc:
             # A write there would kill whichever process makes it, instead of raising.
             raise MigrationError(

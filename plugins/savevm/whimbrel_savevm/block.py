@@ -74,6 +74,10 @@ class BlockHandler(IterableHandler):
             self._loader = BlockLoader(self._drives)
         self._loader.load(reader, kind)
 
+    def chunks_come(self, name: str) -> int:
+        """How many chunks of drive `name` came so far, each counted once."""
+        return 0 if self._loader is None else self._loader.chunks_come(name)
+
     def commit(self) -> None:
         """Have all that was written on the disk."""
         if self._loader is not None:

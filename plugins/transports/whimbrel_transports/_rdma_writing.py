@@ -3,7 +3,8 @@
 The rules it lives by (wire format, sections 8.5 and 8.6):
 
 * **A chunk is registered when it is first written**, with its neighbours of the same batch, unless all memory is
-  pinned. What is zero in a chunk that is not goes as COMPRESS; in one that is, zeros are written like anything else.
+  pinned; and ahead of that, the more the longer one follows another, as a kernel reads a file ahead. What is zero in a
+  chunk that is not registered goes as COMPRESS; in one that is, zeros are written like anything else.
 * **Pages that adjoin are one write**, inside of their chunk; all writes of a batch are one request.
 * **A chunk is written once at a time**: what was posted before must be there first.
 * **A body has ended when every write has completed.**
@@ -29,6 +30,7 @@ from whimbrel_transports._rdma_link import SendingLink
 
 PAGE_SIZE: Final = 4096
 CHUNK_PAGES: Final = wire.CHUNK // PAGE_SIZE
+MOST_AHEAD: Final = 64  # chunks
 MOST_POSTED: Final = 64  # batches that have not completed
 
 
@@ -97,7 +99,7 @@ class Writing:
 
     def _register(self, block: _Block, wanted: IndexArray) -> None:
         """Have the destination register chunks, those in a row as one region."""
-        firsts, counts = _rows(wanted)
+        firsts, counts = _rows(block.and_ahead(wanted))
         for some in range(0, len(firsts), wire.REPEAT_MAX):
             self._register_rows(block, firsts[some : some + wire.REPEAT_MAX], counts[some : some + wire.REPEAT_MAX])
 
@@ -207,6 +209,8 @@ class _Block:
     remote: int = 0  # where the destination has it
     offset: int = 0  # in the destination's RAM
     regions: list[Registered] = attrs.field(factory=list)  # of our own memory
+    ahead: int = 0  # chunks that are registered beyond those that are written
+    edge: int = 0  # behind the last that was registered
     known: BoolArray = attrs.field(init=False)  # the destination has registered it
     under_way: npt.NDArray[np.uint32] = attrs.field(init=False)  # batches
     lkeys: npt.NDArray[np.uint32] = attrs.field(init=False)
@@ -227,6 +231,15 @@ class _Block:
         if self.known.any():
             writing.forget_ours(self)
             self.lkeys[:] = writing.register_ours(self, 0, self.size)
+
+    def and_ahead(self, wanted: IndexArray) -> IndexArray:
+        """Chunks to register, and more behind them where they follow those before: a word each way costs more."""
+        first, last = int(wanted[0]), int(wanted[-1])
+        self.ahead = min(MOST_AHEAD, 2 * self.ahead + len(wanted)) if first == self.edge else 0
+        unknown = np.concatenate((self.known[last + 1 : last + 1 + self.ahead], [True]))
+        more = int(np.argmax(unknown))
+        self.edge = last + 1 + more
+        return np.concatenate((wanted, np.arange(last + 1, self.edge)))
 
 
 def _rows(numbers: IndexArray) -> tuple[IndexArray, IndexArray]:

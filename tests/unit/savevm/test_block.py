@@ -237,7 +237,7 @@ def test_every_chunk_comes_once_and_what_is_written_again(source):
     assert [record[:2] for record in again] == [("a", 6), ("a", 7), ("b", 3)]
     assert again[0][2][-1:] + again[1][2][:1] + again[2][2][:2] == b"xyz\0"
     assert one.handler.progress.synced_dirty == 3 * MIB
-    assert one.handler.progress.transferred > 47 * MIB
+    assert one.handler.progress.transferred > 46 * MIB  # b's last part was zero at first, and a mark
 
 
 def test_zeros_are_marks_where_they_may_be(source):

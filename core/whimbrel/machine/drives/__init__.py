@@ -2,6 +2,7 @@
 
 from whimbrel.machine.drives.drive import CHUNK, Drive, DriveFile
 from whimbrel.machine.drives.drives import Drives, Leaving
+from whimbrel.machine.drives.made import MadeImage
 from whimbrel.machine.drives.raw import RawImage
 
-__all__ = ["CHUNK", "Drive", "DriveFile", "Drives", "Leaving", "RawImage"]
+__all__ = ["CHUNK", "Drive", "DriveFile", "Drives", "Leaving", "MadeImage", "RawImage"]

@@ -32,9 +32,7 @@ class Drive:
     def __init__(self, name: str, device: BlockDevice, gate: Gate) -> None:
         self.name = name
         self.device = device
-        self.size = device.size
         self.read_only = device.read_only
-        self.chunks = -(-device.size // CHUNK)
         self._gate = gate
         self.loading = False
         """Whether it is being loaded into by this machine."""
@@ -44,6 +42,16 @@ class Drive:
 
     def __repr__(self) -> str:
         return f"<Drive {self.name!r}: {self.size} bytes of {self.device.place!r}>"
+
+    @property
+    def size(self) -> int:
+        """Bytes: the device's."""
+        return self.device.size
+
+    @property
+    def chunks(self) -> int:
+        """How many chunks it has; the last one may be a part of one."""
+        return -(-self.size // CHUNK)
 
     # --------------------------------------------------------------------------------- what the guest does
 
