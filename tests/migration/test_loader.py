@@ -106,7 +106,7 @@ def stream():
     """A whole stream of such a machine."""
     settings = Settings()
     settings.backends.dirty_tracker = "manual"
-    with Pair(build, settings=settings) as pair:
+    with Pair(build, settings=settings, handover="proof") as pair:
         fill(pair.source)
         pair.source.start()
         pair.source.stop()

@@ -148,7 +148,7 @@ def undecided(pair, listen, hear):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         relay = threading.Thread(target=relay_until_proof, args=(listener, port))
         relay.start()
-        pair.at_source.execute("migrate", uri=f"tcp:127.0.0.1:{listener.getsockname()[1]}")
+        pair.source.migrate(f"tcp:127.0.0.1:{listener.getsockname()[1]}", handover="proof")
         relay.join()
     with pytest.raises(Exception, match="whole and stopped"):
         pair.destination.migration.wait(20)

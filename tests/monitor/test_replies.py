@@ -57,8 +57,8 @@ def one(name, state):
     return {"capabilities": [{"capability": name, "state": state}]}
 
 
-NO_TRANSPORT = "unknown transport 'x' in 'x:y'; there are: exec, fd, file, tcp, unix"
-NO_URI = "'nowhere' is no migration URI: expected SCHEME:ADDRESS; schemes there are: exec, fd, file, tcp, unix"
+NO_TRANSPORT = "unknown transport 'x' in 'x:y'; there are: exec, fd, file, rdma, tcp, unix"
+NO_URI = "'nowhere' is no migration URI: expected SCHEME:ADDRESS; schemes there are: exec, fd, file, rdma, tcp, unix"
 
 REFUSED = [
     ("nothing", {}, "The command nothing has not been found"),

@@ -6,12 +6,20 @@ from hypothesis import strategies as st
 
 from whimbrel.errors import StreamError
 from whimbrel.wire import commands
-from whimbrel.wire.commands import OpenReturnPath, Ping
+from whimbrel.wire.commands import Attempt, Digest, OpenReturnPath, Ping
 
 GOLDEN = {
     "open": (OpenReturnPath(), "08  00 01  00 00"),
     "ping 1": (Ping(1), "08  00 02  00 04  00 00 00 01"),
     "ping beef": (Ping(0xDEADBEEF), "08  00 02  00 04  de ad be ef"),
+    "attempt": (
+        Attempt(bytes(range(16)), 7),
+        "08  77 01  00 18  00 01 02 03 04 05 06 07 08 09 0a 0b 0c 0d 0e 0f  00 00 00 00 00 00 00 07",
+    ),
+    "digest": (
+        Digest(258, 1 << 40, bytes(range(32))),
+        "08  77 02  00 30  00 00 00 00 00 00 01 02  00 00 01 00 00 00 00 00" + bytes(range(32)).hex(),
+    ),
     "ping 0": (Ping(0), "08  00 02  00 04  00 00 00 00"),
 }
 
@@ -36,6 +44,8 @@ def test_the_numbers_are_those_of_the_format():
         "POSTCOPY_RESUME": 9,
         "RECV_BITMAP": 10,
         "SWITCHOVER_START": 11,
+        "ATTEMPT": 0x7701,
+        "DIGEST": 0x7702,
     }
 
 
@@ -70,7 +80,7 @@ def test_a_wrong_length_is_refused_before_the_payload_is_asked_for(refused, data
 def test_damaged_bytes(outcome, mutated, data):
     good = bytes.fromhex(data.draw(st.sampled_from([text for _, text in GOLDEN.values()])))
     kind, what = outcome(commands.parse_command, data.draw(mutated(good[1:])))
-    assert kind != "value" or isinstance(what, OpenReturnPath | Ping)
+    assert kind != "value" or isinstance(what, OpenReturnPath | Ping | Attempt | Digest)
     assert kind != "refused" or isinstance(what, StreamError)
 
 

@@ -32,6 +32,7 @@ def test_the_numbers_are_those_of_the_format():
         "RECV_BITMAP": 5,
         "RESUME_ACK": 6,
         "SWITCHOVER_ACK": 7,
+        "WORD": 0x7701,
     }
 
 

@@ -35,10 +35,10 @@ class StreamDigest:
         whole = hashlib.sha256(self._devices.digest())
         for _, handler in sorted(self._registry.iterable, key=lambda item: (item[1].idstr, item[1].instance_id)):
             tally = handler.tally()
-            pages += tally.count
-            whole.update(
-                str8(handler.idstr) + U32.pack(handler.instance_id) + U64.pack(tally.count) + U64.pack(tally.sum)
-            )
+            if tally.count:  # the destination may have handlers that the source has nothing for
+                pages += tally.count
+                whole.update(str8(handler.idstr) + U32.pack(handler.instance_id))
+                whole.update(U64.pack(tally.count) + U64.pack(tally.sum))
         return Digest(pages, size, whole.digest())
 
     def compare(self, theirs: Digest, size: int) -> None:
