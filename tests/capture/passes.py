@@ -142,6 +142,7 @@ def expected_breakdown(script, count):
         "zero": 0,
         "xbzrle": 0,
         "compressed": 0,
+        "chunks": 0,
         "devices": sum(len(device.body) for device in script.devices),
         "description": spans(script, "description"),
         "behind": 0,

@@ -460,7 +460,19 @@ def test_the_keys_for_programs():
     shown = look(whole(streams.FROM_2_4)).as_dict()
     assert list(shown) == [
         *("source", "size", "machine", "configuration", "capabilities", "uuid", "return_path", "footers"),
-        *("description", "sections", "breakdown", "blocks", "tracked", "times", "devices", "guessed", "behind", "cut"),
+        *(
+            "description",
+            "sections",
+            "breakdown",
+            "blocks",
+            "drives",
+            "tracked",
+            "times",
+            "devices",
+            "guessed",
+            "behind",
+        ),
+        "cut",
         *("ram", "passes"),
     ]
     assert list(shown["blocks"][0]) == [
