@@ -27,7 +27,7 @@ from whimbrel.migration.lanes.method import Method, check_announced
 from whimbrel.settings import Limits
 from whimbrel.stream import Reader
 from whimbrel.wire import commands, skeleton
-from whimbrel.wire.commands import OpenReturnPath, Ping
+from whimbrel.wire.commands import AnyCommand, OpenReturnPath, Ping
 from whimbrel.wire.order import SectionOrder
 from whimbrel.wire.return_path import Message, Pong
 from whimbrel.wire.skeleton import Configuration, Element, SectionHeader
@@ -166,10 +166,10 @@ class Walk:
         if self.footers:
             self.reader.parse(skeleton.parse_section_footer(body.header.section_id))
 
-    def _obey(self, command: OpenReturnPath | Ping) -> None:
+    def _obey(self, command: AnyCommand) -> None:
         if isinstance(command, OpenReturnPath):
             self.return_path_open = True
-        elif self._answer is not None and self.return_path_open:
+        elif isinstance(command, Ping) and self._answer is not None and self.return_path_open:
             self._answer(Pong(command.value))
 
     def _at(self, section: str, action: Callable[[], T]) -> T:
