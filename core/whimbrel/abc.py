@@ -67,7 +67,6 @@ __all__ = [
     "Slice",
     "StreamReader",
     "StreamWriter",
-    "Tally",
     "Transport",
     "TransportSpec",
     "WatchfulChannel",
@@ -402,36 +401,6 @@ class Progress:
     synced_dirty: int = 0  # bytes found dirty by all syncs so far, beyond those already known
 
 
-@attrs.define
-class Tally:
-    """How many units (pages, chunks) have gone or come, and a sum that tells which, in whatever order they did.
-
-    Equal at both ends if the same units went the same number of times. One thread, or under the owner's lock.
-    """
-
-    count: int = 0
-    sum: int = 0  # of a mixture of each unit's number and where it belongs, modulo 2**64
-
-    def add(self, where: int, numbers: npt.NDArray[np.integer[Any]]) -> None:
-        """Count the units of these numbers, of the place (a block, a drive) that `where` stands for."""
-        # The finaliser of SplitMix64: what differs in any bit differs in half of them.
-        mixed = numbers.astype(np.uint64) + np.uint64(where * _GOLDEN & _WORD)
-        for shift, factor in _SPLITMIX:
-            mixed ^= mixed >> shift
-            mixed *= factor
-        mixed ^= mixed >> np.uint64(31)
-        self.count += len(numbers)
-        self.sum = (self.sum + int(mixed.sum(dtype=np.uint64))) & _WORD
-
-
-_WORD = (1 << 64) - 1
-_GOLDEN = 0x9E3779B97F4A7C15
-_SPLITMIX = (
-    (np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)),
-    (np.uint64(27), np.uint64(0x94D049BB133111EB)),
-)
-
-
 class SaveVMHandler(ABC):
     """Saves and loads one part of a machine as one FULL section (a device).
 
@@ -513,9 +482,12 @@ class IterableHandler(SaveVMHandler):
         """Further members of query-migrate, by name (xbzrle-cache). Any thread, at any time."""
         return {}
 
-    def tally(self) -> Tally:
-        """What has been sent, or loaded, so far: both ends compare it before the source lets go. Its own thread."""
-        return Tally()
+    def tally(self) -> Mapping[str, int]:
+        """How many units (pages, chunks) of each block or drive have gone, or come, by its name; the engine's thread.
+
+        Both ends compare it before the source lets go. Nothing is compared of what is not named.
+        """
+        return {}
 
     @abstractmethod
     def save_start(self, out: StreamWriter) -> None:

@@ -1,7 +1,8 @@
 """What a stream amounts to, reckoned at both ends and compared before the destination says that it holds everything.
 
-Over the whole migration: how many bytes of the main stream there were, and what every iterable handler tallied (how
-many pages or chunks, and which, in any order). Over the devices: a SHA-256 of the bodies of their sections.
+Over the whole migration: how many bytes of the main stream there were, and what every iterable handler tallied: that
+every page of every block has come. Over the devices: a SHA-256 of the bodies of their sections. What pages hold is not
+reckoned, since the guest writes them while they go; that they arrive as they went is the link's part.
 """
 
 from __future__ import annotations
@@ -34,11 +35,10 @@ class StreamDigest:
         pages = 0
         whole = hashlib.sha256(self._devices.digest())
         for _, handler in sorted(self._registry.iterable, key=lambda item: (item[1].idstr, item[1].instance_id)):
-            tally = handler.tally()
-            if tally.count:  # the destination may have handlers that the source has nothing for
-                pages += tally.count
+            for name, count in sorted(handler.tally().items()):
+                pages += count
                 whole.update(str8(handler.idstr) + U32.pack(handler.instance_id))
-                whole.update(U64.pack(tally.count) + U64.pack(tally.sum))
+                whole.update(str8(name) + U64.pack(count))
         return Digest(pages, size, whole.digest())
 
     def compare(self, theirs: Digest, size: int) -> None:

@@ -163,7 +163,7 @@ class Journal:
                 number += 1
                 record = _parse(line)
                 if record is None:
-                    if file.readline(1):
+                    if file.read(1) or not _torn(line):
                         raise JournalError(
                             f"line {number} of the journal {self.path} is damaged",
                             hint="whoever knows where the machine runs may move the file away and start afresh",
@@ -232,7 +232,7 @@ def read(path: Path) -> Iterator[Record]:
         while line := file.readline(LONGEST):
             record = _parse(line)
             if record is None:
-                if file.readline(1):
+                if file.read(1) or not _torn(line):
                     raise JournalError(f"the journal {path} is damaged")
                 return
             yield record
@@ -241,6 +241,11 @@ def read(path: Path) -> Iterator[Record]:
 def _format(record: Record) -> bytes:
     text = json.dumps(attrs.asdict(record), separators=(",", ":"), ensure_ascii=True).encode()
     return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def _torn(line: bytes) -> bool:
+    """Whether a wrong last line is one that a crash has left half written: without its end, or with a hole in it."""
+    return not line.endswith(b"\n") or b"\0" in line
 
 
 def _parse(line: bytes) -> Record | None:

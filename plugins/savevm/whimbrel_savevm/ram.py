@@ -130,6 +130,11 @@ class RamHandler(IterableHandler):
             self._loader = RamLoader(self._machine, self._lanes, self._written)
         self._loader.load(reader, kind)
 
+    def tally(self) -> Mapping[str, int]:
+        """How many pages of each block have gone at least once, which is all of them, or have come."""
+        blocks = [block for block in self._machine.ram if not block.shared]
+        return {block.name: block.pages if self._loader is None else self.pages_come(block.name) for block in blocks}
+
     def pages_come(self, name: str) -> int:
         """How many pages of block `name` records were about so far. Raises UnknownNameError."""
         block = self._machine.ram[name]
