@@ -62,7 +62,7 @@ develop: $(VENV)/tools ## an editable install instead of the wheel, for working 
 clean: ## remove everything that make has made
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-IMPORT_PATHS := core plugins/transports plugins/savevm plugins/codecs plugins/notifiers examples
+IMPORT_PATHS := core plugins/transports plugins/savevm plugins/codecs plugins/notifiers plugins/witnesses examples
 
 $(VENV)/bin/python:
 	tools/make-venv $(VENV)

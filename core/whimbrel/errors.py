@@ -11,6 +11,7 @@
     │   ├── DuplicateOffer             plugin-duplicate  two plugins offer one name
     │   └── BrokenPlugin               plugin-broken     it could not be imported, or its hook raised
     ├── TrackerUnavailable             tracker           a dirty tracker cannot work here; says why
+    ├── WitnessError                   witness           a witness cannot say whose an attempt is
     ├── GuestError                     guest             the guest's own code raised
     ├── MonitorError                   monitor           the other side of a QMP connection said no
     ├── JournalError                   journal           a machine's journal cannot be kept
@@ -75,6 +76,7 @@ __all__ = [
     "TrackerUnavailable",
     "UnknownNameError",
     "WhimbrelError",
+    "WitnessError",
 ]
 
 
@@ -151,6 +153,12 @@ class TrackerUnavailable(WhimbrelError):
     """A dirty tracker cannot work here; the message is the one sentence that says why."""
 
     code = "tracker"
+
+
+class WitnessError(WhimbrelError):
+    """A witness cannot be reached or written, or what it holds makes no sense; nothing may be concluded from that."""
+
+    code = "witness"
 
 
 class GuestError(WhimbrelError):

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from whimbrel.events import Event, Round
     from whimbrel.machine import BareMachine
     from whimbrel.verbs import VerbsOffers, VerbsProviderSpec
+    from whimbrel.witness import WitnessSpec
 
 PROJECT = "whimbrel"
 
@@ -40,6 +41,7 @@ OFFERS = frozenset({
     "whimbrel_codecs",
     "whimbrel_dirty_trackers",
     "whimbrel_verbs_providers",
+    "whimbrel_witnesses",
 })  # fmt: skip
 CHECKS = frozenset({"whimbrel_check_migration"})
 CHOICES = frozenset({"whimbrel_choose_switchover"})
@@ -76,6 +78,11 @@ def whimbrel_dirty_trackers() -> Sequence[DirtyTrackerSpec]:  # type: ignore[emp
 @hookspec
 def whimbrel_verbs_providers() -> Sequence[VerbsProviderSpec]:  # type: ignore[empty-body]
     """Offer providers of verbs; `[backends] verbs-provider` names one. Called once per manager, on any thread."""
+
+
+@hookspec
+def whimbrel_witnesses() -> Sequence[WitnessSpec]:  # type: ignore[empty-body]
+    """Offer kinds of witnesses; `[backends] witness` names one and its place. Called once per manager, any thread."""
 
 
 @hookspec

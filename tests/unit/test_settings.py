@@ -322,7 +322,7 @@ def test_any_value_is_stored_or_refused(name, value):
 
 
 def test_own_defaults():
-    assert Backends().as_dict() == {"dirty-tracker": "auto", "memory": "anonymous", "verbs-provider": "auto"}
+    assert Backends().as_dict() == {"dirty-tracker": "auto", "memory": "anonymous", "verbs-provider": "auto", "witness": ""}
     assert PluginChoices().as_dict() == {
         "notifiers": (), "active": (), "savevm": ("ram", "block", "devices"), "disable": (), "prefer": {}
     }  # fmt: skip
@@ -339,6 +339,9 @@ def test_own_defaults():
     [
         (Backends, "dirty-tracker", "userfaultfd", "userfaultfd"),
         (Backends, "memory", "memfd", "memfd"),
+        (Backends, "witness", "", ""),
+        (Backends, "witness", "folder:/mnt/a b", "folder:/mnt/a b"),
+        (Backends, "witness", "sql:sqlite:////mnt/w", "sql:sqlite:////mnt/w"),
         (Backends, "memory", "file:/dev/shm/a b", "file:/dev/shm/a b"),
         (PluginChoices, "notifiers", ["log"], ("log",)),
         (PluginChoices, "savevm", (), ()),
@@ -366,6 +369,11 @@ def test_own_settings(section, name, value, stored):
         (Backends, "memory", "file:"),
         (Backends, "memory", "file:\0"),
         (Backends, "memory", 3),
+        (Backends, "witness", "folder"),
+        (Backends, "witness", "folder:"),
+        (Backends, "witness", ":/mnt"),
+        (Backends, "witness", "folder:/a\nb"),
+        (Backends, "witness", None),
         (PluginChoices, "notifiers", "log"),
         (PluginChoices, "notifiers", ["log", "log"]),
         (PluginChoices, "notifiers", ["log", 3]),

@@ -13,6 +13,7 @@ from whimbrel.abc import CodecSpec, DirtyTrackerSpec, SaveVMSpec, TransportSpec
 from whimbrel.errors import BrokenPlugin, PluginRefused
 from whimbrel.plugins.catalogue import KINDS
 from whimbrel.verbs import VerbsProviderSpec
+from whimbrel.witness import WitnessSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,6 +28,7 @@ __all__ = [
     "TRACKERS",
     "TRANSPORTS",
     "VERBS",
+    "WITNESSES",
     "Offer",
     "Record",
     "Spec",
@@ -77,7 +79,9 @@ SAVEVM: Final = Offer("whimbrel_savevm_handlers", SaveVMSpec)
 CODECS: Final = Offer("whimbrel_codecs", CodecSpec)
 TRACKERS: Final = Offer("whimbrel_dirty_trackers", DirtyTrackerSpec)
 VERBS: Final = Offer("whimbrel_verbs_providers", VerbsProviderSpec)
-ASKED_ONCE: Final[tuple[Offer[Any], ...]] = (TRANSPORTS, CODECS, TRACKERS, VERBS)  # savevm handlers depend on a machine
+WITNESSES: Final = Offer("whimbrel_witnesses", WitnessSpec)
+# Savevm handlers depend on a machine.
+ASKED_ONCE: Final[tuple[Offer[Any], ...]] = (TRANSPORTS, CODECS, TRACKERS, VERBS, WITNESSES)
 
 
 @attrs.define(eq=False)

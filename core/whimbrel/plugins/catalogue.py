@@ -22,6 +22,7 @@ KINDS: Final[Mapping[str, str]] = {
     "whimbrel_codecs": "codec",
     "whimbrel_dirty_trackers": "dirty tracker",
     "whimbrel_verbs_providers": "verbs provider",
+    "whimbrel_witnesses": "witness",
     "whimbrel_check_migration": "check",
     "whimbrel_choose_switchover": "choice",
     "whimbrel_on_event": "notifier",

@@ -32,6 +32,7 @@ from whimbrel.plugins._records import (
     TRACKERS,
     TRANSPORTS,
     VERBS,
+    WITNESSES,
     Offer,
     Record,
     Spec,
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from whimbrel.machine import BareMachine
     from whimbrel.plugins.catalogue import State
     from whimbrel.verbs import VerbsProviderSpec
+    from whimbrel.witness import WitnessSpec
 
 __all__ = ["Failure", "PluginManager"]
 
@@ -161,6 +163,14 @@ class PluginManager:
         """
         name = self._verbs_provider
         return choose(name, self.verbs_providers() if name == AUTO else [self._one(VERBS, name)])
+
+    def witness(self, kind: str) -> WitnessSpec:
+        """The witnesses of a kind. Raises as `transport` does."""
+        return self._one(WITNESSES, kind)
+
+    def witnesses(self) -> list[WitnessSpec]:
+        """The kinds of witnesses, sorted by name; one that two plugins offer is missing until settings say whose."""
+        return self._all(WITNESSES)
 
     def savevm_handlers(self, machine: BareMachine, names: Iterable[str]) -> list[SaveVMSpec]:
         """The savevm handlers for `machine`: those in `names`, in that order, then those of registered plugins.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -101,6 +102,20 @@ class _Memory(_Own):
         return f'"{value}"'
 
 
+class _Witness(_Own):
+    """A kind of witness and its place, or none."""
+
+    expects = '"" for none, or KIND:PLACE such as "folder:/mnt/shared"'
+
+    def read(self, name: str, value: object, dialect: Dialect) -> str:  # noqa: ARG002
+        if isinstance(value, str) and (not value or re.fullmatch(rf"{_NAME.pattern}:[^\0-\x1f\x7f]+", value)):
+            return value
+        raise self.unfit(name)
+
+    def show(self, value: Any) -> str:
+        return json.dumps(value, ensure_ascii=False)
+
+
 class _Names(_Own):
     """A list of names, each once; kept as a tuple, so that it changes as a whole or not at all."""
 
@@ -171,6 +186,11 @@ class Backends(Section):
         _Name(),
         "auto",
         'what carries one-sided writes (rdma): the name of a verbs provider, or "auto" for the best that works',
+    )
+    witness: str = setting(
+        _Witness(),
+        "",
+        'what decides who owns a machine when the link dies in its handover, such as "folder:/mnt/shared"; "" for none',
     )
 
 

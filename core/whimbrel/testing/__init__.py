@@ -11,5 +11,8 @@ except ImportError:  # the checks work without; their messages are shorter then
     pass
 else:
     pytest.register_assert_rewrite(
-        *(f"whimbrel.testing.{name}" for name in ("codecs", "guests", "trackers", "transports", "stored", "_bytes"))
+        *(
+            f"whimbrel.testing.{name}"
+            for name in ("codecs", "guests", "trackers", "transports", "stored", "witnesses", "_bytes")
+        )
     )

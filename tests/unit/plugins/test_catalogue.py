@@ -11,6 +11,7 @@ from whimbrel.abc import CodecSpec, DirtyTrackerSpec, SaveVMSpec, TransportSpec
 from whimbrel.hookspecs import hookimpl
 from whimbrel.plugins import Catalogue, PluginManager, PluginRow
 from whimbrel.verbs import VerbsProviderSpec
+from whimbrel.witness import WitnessSpec
 
 
 class Everything:
@@ -35,6 +36,10 @@ class Everything:
         return [VerbsProviderSpec(name="v", summary="", create=object, probe=lambda: None)]
 
     @hookimpl
+    def whimbrel_witnesses(self):
+        return [WitnessSpec(name="w", summary="", create=object)]
+
+    @hookimpl
     def whimbrel_check_migration(self, plan):
         raise AssertionError("not asked")
 
@@ -53,8 +58,18 @@ def test_a_row_says_what_a_plugin_is_and_offers():
     (row,) = manager.catalogue()
     assert row == PluginRow(
         name="everything",
-        kinds=("transport", "savevm", "codec", "dirty tracker", "verbs provider", "check", "choice", "notifier"),
-        offers=("t", "c", "c2", "d", "v"),
+        kinds=(
+            "transport",
+            "savevm",
+            "codec",
+            "dirty tracker",
+            "verbs provider",
+            "witness",
+            "check",
+            "choice",
+            "notifier",
+        ),
+        offers=("t", "c", "c2", "d", "v", "w"),
         distribution="a-dist",
         version="",
         state="active",
