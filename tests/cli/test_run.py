@@ -128,7 +128,7 @@ def test_an_incoming_that_fails_ends_the_process(start, app):
     destination = start("run", "app.py:small", "--incoming", "tcp:127.0.0.1:0")
     _, host, port = destination.wait_line(LISTENING)[1].split(":")
     with socket.create_connection((host, int(port))) as stranger:
-        stranger.sendall(b"GET / HTTP/1.1\r\n")
+        stranger.sendall(b"QEVM\0\0\0\3\7\0\0\0\5other")
         stranger.shutdown(socket.SHUT_WR)
         assert destination.exit_code == 1
     assert destination.stderr.splitlines()[-1].startswith("whimbrel: ")
@@ -209,9 +209,9 @@ def test_an_undecided_machine_is_held_until_an_operator_decides(pair, cut_after_
     source, destination, uri = pair()
     with cut_after_the_proof(uri) as cut, MonitorClient.connect(HERE) as monitor:
         monitor.execute("migrate", uri=cut)
-        source.wait_line("^whimbrel: the machine was let go of.*held here, stopped$")
-        destination.wait_line("^whimbrel: the machine is here, whole and stopped.*held here, stopped$")
-        assert monitor.execute("query-status")["status"] == "postmigrate"
+        source.wait_line("^the machine was let go of, and the answer is missing .*: asking again until it comes$")
+        destination.wait_line("^the link has broken with the machine here, whole and stopped .*: waiting for word$")
+        assert monitor.execute("query-status")["status"] == "finish-migrate"
         monitor.execute("quit")
     assert source.exit_code == 0
     with MonitorClient.connect(THERE) as monitor:

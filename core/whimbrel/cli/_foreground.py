@@ -139,6 +139,8 @@ class Foreground:
         if end.status == MigrationStatus.COMPLETED:
             return None
         arriving = self._expected if self._expected is not None else self._machine.migration
+        if isinstance(arriving, IncomingMigration) and arriving.ownership == "owner":
+            return None  # an operator has adopted it
         if isinstance(arriving, IncomingMigration) and arriving.ownership == "prepared":
             complain(f"{end.error}; {self._held('x-whimbrel-adopt, or x-whimbrel-discard')}")
             return None

@@ -40,6 +40,8 @@ def status(qmp: str, as_json: bool) -> None:
 def _rows(info: Info, switched_on: list[str], changed: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "machine", info.get("name", "")
     yield "run state", info.get("run-state", "")
+    yield "owner", info.get("owner", "")
+    yield "journal", info.get("journal", "")
     yield "failure", info.get("failure", "")
     yield "cannot migrate", "; ".join(info.get("blocked-reasons", ()))
     yield from report(info)

@@ -17,7 +17,7 @@ from whimbrel.migration.lanes import Method
 from whimbrel.migration.lanes.connecting import missing_lanes
 from whimbrel.migration.outgoing import OutgoingMigration, refuse_if_impossible
 from whimbrel.migration.savevm import Registry
-from whimbrel.migration.standing import Standing, Verdict, settle
+from whimbrel.migration.standing import Standing, Verdict, owner, settle
 from whimbrel.migration.uri import Destination, resolve
 from whimbrel.plugins import PluginManager
 from whimbrel.settings import Settings
@@ -65,6 +65,11 @@ class Machine(BareMachine):
     def journal(self) -> Journal:
         """The records of who owned this machine when; in memory, unless `keep_journal` was called."""
         return self._journal
+
+    @property
+    def owner(self) -> str:
+        """Who owns this machine now, as far as this side knows, for people; empty if nobody does yet."""
+        return owner(self._journal.last)
 
     @property
     def standing(self) -> Standing:

@@ -65,6 +65,25 @@ _HINTS: Final = {
 }
 
 
+_OWNERS: Final = {
+    ("machine", "owner"): "here, in epoch {0.epoch}",
+    ("source", "owner"): "here, in epoch {0.epoch}",
+    ("source", "frozen"): "here, held still: it is being handed over to {0.peer}",
+    ("source", "prepared"): "here, held still: {0.peer} holds it whole as well",
+    ("source", "released"): "whoever has the answer of {0.peer}: it was let go of, and there is none yet",
+    ("source", "done"): "{0.peer}",
+    ("destination", "loading"): "its source: it is on its way here",
+    ("destination", "prepared"): "its source, until that orders the start: it is here, whole and held still",
+    ("destination", "refused"): "its source",
+    ("destination", "owner"): "here, in epoch {0.epoch}",
+}
+
+
+def owner(record: Record | None) -> str:
+    """Who owns a machine by its newest record, for people; empty if nobody does yet."""
+    return "" if record is None else _OWNERS[record.role, record.ownership].format(record)
+
+
 @attrs.frozen
 class Standing:
     """What is known of the machine, by the newest record (None if there is none)."""
