@@ -545,6 +545,26 @@ def test_one_that_has_come_to_the_end_is_not(make, told, numbers):
     load(there, body + wire.EOS_RECORD, chunk("a", 0) + wire.progress(100) + wire.EOS_RECORD)
 
 
+@pytest.mark.slow
+def test_a_source_that_never_sends_a_chunk_is_given_up(make):
+    """As a QEMU 7.2 does whose max-bandwidth is 0: one body more than it may, and it is told what to set."""
+    there = make({"a": 2 * MIB}, started=False)
+    body = wire.progress(0) + wire.EOS_RECORD
+    with pytest.raises(StreamError, match="20001 bodies") as caught:
+        load(there, *[body] * 20_001, wire.EOS_RECORD)
+    assert "max-bandwidth" in caught.value.hint
+    assert not there.drives["a"].device.acquired
+    assert not there.drives["a"].device.incomplete
+
+
+def test_a_source_that_is_idle_for_a_while_is_not_given_up(make, monkeypatch):
+    monkeypatch.setattr(loading, "IDLE_BODIES", 50)
+    there = make({"a": 2 * MIB}, started=False)
+    nothing = wire.progress(0) + wire.EOS_RECORD
+    came = chunk("a", 0) + wire.EOS_RECORD
+    load(there, *[nothing] * 49, came, *[nothing] * 51, chunk("a", 1) + wire.EOS_RECORD)
+
+
 def test_writes_are_made_in_order_while_more_is_received_and_a_failing_one_is_told(make):
     """The write of the first chunk goes on only when the fourth has been received: nobody waits for it before."""
 
