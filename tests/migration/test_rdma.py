@@ -12,6 +12,7 @@ from whimbrel.abc import TransportSpec
 from whimbrel.hookspecs import hookimpl
 from whimbrel.testing.pair import settle
 from whimbrel.wire.rdma import ControlType
+from whimbrel_transports._rdma_writing import Writing
 from whimbrel_transports.rdma import PIN_ALL, RdmaTransport
 
 from ..plugins.loopback_verbs import Break, Context, Domain, Loopback, Offers
@@ -238,6 +239,131 @@ def test_an_adapter_with_room_for_few_regions(two, build, settings, monkeypatch)
     assert ("source", ControlType.UNREGISTER_REQUEST) in meeting.seen
     pair.destination.stop()
     build.destination.check()
+
+
+@pytest.mark.parametrize(
+    "fault", [breaks, *(pytest.param(each, marks=pytest.mark.long) for each in (is_nonsense, is_cut))]
+)
+@pytest.mark.parametrize(
+    ("side", "kind"), [("source", ControlType.UNREGISTER_REQUEST), ("destination", ControlType.UNREGISTER_FINISHED)]
+)
+def test_a_fault_where_regions_are_given_back(two, build, settings, monkeypatch, side, kind, fault):
+    meeting = Meeting(monkeypatch, side, kind, 0, fault)
+    monkeypatch.setattr(Context, "attributes", attrs.evolve(Context.attributes, max_mr=2))
+    pair = two(build, settings, Link(Offers()))
+    pair.source.start()
+    incoming, outgoing = pair.run()
+    assert meeting.left < 0
+    assert outgoing.status is MigrationStatus.FAILED
+    assert incoming.error is not None
+    assert pair.source.run_state is RunState.RUNNING
+    build.source.wait_steps(3)
+    for machine in pair.machines:
+        machine.close()
+    assert regions_of(meeting.ends) == 0
+
+
+@pytest.mark.parametrize("fault", [breaks, is_nonsense, is_cut])
+def test_a_fault_at_the_word_that_somebody_has_failed(two, build, settings, monkeypatch, fault):
+    """The source gives up while RAM is under way, and its ERROR does not come as one."""
+    meeting = Meeting(monkeypatch, "source", ControlType.ERROR, 0, fault)
+    pair = two(build, settings, Link(Offers()))
+
+    def fails(*args):
+        raise OSError("no more")
+
+    monkeypatch.setattr(Writing, "save", fails)
+    pair.source.start()
+    incoming, outgoing = pair.run()
+    assert meeting.left < 0
+    assert outgoing.status is MigrationStatus.FAILED
+    assert incoming.error is not None
+    assert pair.source.run_state is RunState.RUNNING
+    for machine in pair.machines:
+        machine.close()
+    assert regions_of(meeting.ends) == 0
+
+
+# ------------------------------------------------------------------------------------- the behaviour of any migration
+
+
+@pytest.fixture(
+    params=[
+        pytest.param("socket", marks=pytest.mark.long),
+        "shared",
+        pytest.param("a stranger's", marks=pytest.mark.long),
+    ]
+)
+def some_link(request):
+    return Link(Offers() if request.param == "a stranger's" else PluginManager(verbs_provider=request.param))
+
+
+@pytest.fixture(params=[False, pytest.param(True, marks=pytest.mark.long)], ids=["chunk by chunk", "pinned"])
+def writing(request, settings):
+    """Settings for memory that is written straight into."""
+    settings.capabilities.rdma_pin_all = request.param
+    settings.backends.memory = "memfd"
+    return settings
+
+
+def arrived(pair, build, incoming, outgoing):
+    assert incoming.error is None, str(incoming.error)
+    assert outgoing.error is None, str(outgoing.error)
+    build.destination.wait_steps(3)
+    pair.destination.stop()
+    build.destination.check()
+
+
+@pytest.mark.parametrize("capability", ["xbzrle", "auto_converge", "return_path", "events"])
+def test_with_a_capability(two, build, writing, some_link, capability):
+    setattr(writing.capabilities, capability, True)
+    pair = two(build, writing, some_link)
+    pair.source.start()
+    arrived(pair, build, *pair.run())
+
+
+def test_a_cancel_while_it_moves(two, build, writing, some_link, monkeypatch):
+    """In the middle of the pages; nothing of it is seen at the source, and the next attempt arrives."""
+    met, go_on = threading.Event(), threading.Event()
+    save = Writing.save
+
+    def waits(*args):
+        met.set()
+        assert go_on.wait(LONG)
+        return save(*args)
+
+    monkeypatch.setattr(Writing, "save", waits)
+    pair = two(build, writing, some_link)
+    pair.source.start()
+    incoming, outgoing = pair.migrate()
+    assert met.wait(LONG)
+    assert outgoing.cancel()
+    go_on.set()
+    settle(outgoing, LONG)
+    settle(incoming, LONG)
+    assert outgoing.status is MigrationStatus.CANCELLED
+    assert incoming.error is not None
+    assert pair.source.run_state is RunState.RUNNING
+    build.source.wait_steps(3)
+    arrived(pair, build, *pair.run())
+
+
+def test_a_destination_that_refuses_and_then_takes_it(two, build, writing, some_link):
+    """Its device says no: the source runs on, and the next attempt, on the same machines, arrives."""
+    pair = two(build, writing, some_link)
+
+    def refuse():
+        raise ValueError("not today")
+
+    build.destination.on_load = refuse
+    pair.source.start()
+    incoming, outgoing = pair.run()
+    assert "not today" in str(incoming.error)
+    assert outgoing.status is MigrationStatus.FAILED
+    assert pair.source.run_state is RunState.RUNNING
+    build.source.wait_steps(3)
+    build.destination.on_load = lambda: None
+    arrived(pair, build, *pair.run())
 
 
 def test_blocks_that_do_not_agree(two, churning, settings):
