@@ -85,7 +85,8 @@ def rows(found: Iterable[tuple[Cut, str, bool]]) -> Iterator[Row]:
 def joined(pieces: Iterable[Row], main_one: int = 0) -> list[Row]:
     """The same, with rows of different chunks that go on from one another as one.
 
-    Which lane takes what is up to the lanes, so of those beside `main_one` there is a row for each outcome, from its first to its last.
+    Which lane takes what is up to the lanes, so beside `main_one` there is a row for each outcome,
+    from its first to its last.
     """
     done: list[Row] = []
     lanes: dict[tuple[int, str, str, str], Row] = {}

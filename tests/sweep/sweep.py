@@ -175,7 +175,11 @@ def summary(kept: Path) -> dict[str, Any]:
                     for number, way in measured.sizes
                     if way == "forth"
                 ],
-                "rows": [attrs.astuple(row) for row in joined(
-                    (Row(*row) for piece in mine for row in piece["rows"]), 0 if MODES[mode].first is None else 1)],
+                "rows": [
+                    attrs.astuple(row)
+                    for row in joined(
+                        (Row(*row) for piece in mine for row in piece["rows"]), 0 if MODES[mode].first is None else 1
+                    )
+                ],
             }
     return {"modes": modes, "wrong": [each for piece in found for each in piece["wrong"]]}

@@ -8,6 +8,7 @@ import pytest
 
 from whimbrel.abc import Patience
 from whimbrel.errors import ChannelLost
+from whimbrel.machine import BareMachine
 from whimbrel.migration import IncomingMigration, OutgoingMigration, outgoing
 from whimbrel.migration.handover import DestinationOwnership, Handover, Reason
 from whimbrel.testing import cutwire
@@ -63,7 +64,7 @@ def test_a_source_that_goes_on_behind_its_release(world, monkeypatch):
     def and_go_on(self, error, *, cancelled):
         end = settle(self, error, cancelled=cancelled)
         if error is not None and self._released:
-            self._machine.reclaim()
+            BareMachine.reclaim(self._machine)  # the real one waits for this thread
             self._machine.start()
         return end
 
@@ -94,8 +95,8 @@ def test_a_link_that_sends_an_old_machine_again(world):
     assert world.attempt().verdict == "destination"
     old = world.network.passed(Way.FORTH)
     world.network.lay()
-    arriving = world.destination.incoming("memory:sweep")
-    link = world.network.connect("sweep", Patience(10.0))
+    arriving = world.destination.incoming("memory:sweep-old")
+    link = world.network.connect("sweep-old", Patience(10.0))
     link.send(old)
     link.end_writing()
     arriving.wait(60.0)
@@ -111,8 +112,8 @@ def test_an_old_machine_that_nobody_runs_beside_is_one_that_went_back_in_time(wo
     world.source.stop()
     world.oracle.take_wrong()
     world.network.lay()
-    arriving = world.destination.incoming("memory:sweep")
-    link = world.network.connect("sweep", Patience(10.0))
+    arriving = world.destination.incoming("memory:sweep-old")
+    link = world.network.connect("sweep-old", Patience(10.0))
     link.send(old)
     link.end_writing()
     arriving.wait(60.0)

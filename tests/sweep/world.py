@@ -35,7 +35,6 @@ LONG: Final = 4000.0  # virtual seconds after which an operator comes
 URI: Final = "memory:sweep-{}"
 
 
-
 class _Patient(threading.Condition):
     """Whoever looks again every so often looks the more seldom the longer he has waited: who wakes him notifies."""
 
@@ -75,8 +74,8 @@ class Mode:
     """A way to move the machine; what the sweep has its table of.
 
     `connections` is how many a migration makes at once, `rounds` how many there are with the guest running. `prepare`
-    is given the settings of both sides. With `first` every link has that cut on connection 0, by what an undisturbed one
-    measured, and the cuts that are swept are on the next connection, over which words are said again.
+    is given the settings of both sides. With `first` every link has that cut on connection 0, by what an undisturbed
+    one measured, and the cuts that are swept are on the next connection, over which words are said again.
     """
 
     name: str
@@ -108,14 +107,30 @@ MODES: Final = {
         Mode("xbzrle", "the same, with pages as changes", rounds=3, prepare=_xbzrle),
         Mode("lanes", "the same, with two lanes beside the main channel", connections=3, prepare=_lanes),
         Mode("h1", "in pairs: PING, PONG, end of stream, COMMIT until it is answered", handover="auto"),
-        Mode("answer", "in pairs, RUNNING cut off; cut again while COMMIT is repeated", handover="auto",
-             first=_first(Way.BACK, 40, Action.RESET)),
-        Mode("order", "in pairs, silent from the proof on; cut again while COMMIT is repeated", handover="auto",
-             first=_first(Way.BACK, 44, Action.DETOUR)),
-        Mode("proof-cut", "in pairs, the proof cut off; cut again while ABORT is said", handover="auto",
-             first=_first(Way.BACK, 48, Action.RESET)),
-        Mode("proof-dark", "the same, with the first connection silent", handover="auto",
-             first=_first(Way.BACK, 48, Action.DETOUR)),
+        Mode(
+            "answer",
+            "in pairs, RUNNING cut off; cut again while COMMIT is repeated",
+            handover="auto",
+            first=_first(Way.BACK, 40, Action.RESET),
+        ),
+        Mode(
+            "order",
+            "in pairs, silent from the proof on; cut again while COMMIT is repeated",
+            handover="auto",
+            first=_first(Way.BACK, 44, Action.DETOUR),
+        ),
+        Mode(
+            "proof-cut",
+            "in pairs, the proof cut off; cut again while ABORT is said",
+            handover="auto",
+            first=_first(Way.BACK, 48, Action.RESET),
+        ),
+        Mode(
+            "proof-dark",
+            "the same, with the first connection silent",
+            handover="auto",
+            first=_first(Way.BACK, 48, Action.DETOUR),
+        ),
     )
 }
 
@@ -125,9 +140,8 @@ class Outcome:
     """What became of an attempt.
 
     `verdict` is "source", "destination", "nobody" (and both say so), or what must not be: "both", "travel", "torn",
-    "lost" (nobody has it, or one does not say so), "undecided" (in pairs, where a new connection goes through), "model",
-    "leak". `told` says who had to be told to stop waiting,
-    `cut` whether the link came to its cut.
+    "lost" (nobody has it, or one does not say so), "undecided" (in pairs, where a new connection goes through),
+    "model", "leak". `told` says who had to be told to stop waiting, `cut` whether the link came to its cut.
     """
 
     verdict: str
@@ -309,7 +323,8 @@ class World:
         undecided = all(
             isinstance(one.error, HandoverUndecided) or not one.status.finished for one in (incoming, outgoing)
         )
-        if undecided and self.source.run_state in (RunState.POSTMIGRATE, RunState.FINISH_MIGRATE) and theirs == "prepared":
+        stands = self.source.run_state in (RunState.POSTMIGRATE, RunState.FINISH_MIGRATE)
+        if undecided and stands and theirs == "prepared":
             return Outcome("nobody", mine, theirs, told)
         return Outcome("lost", mine, theirs, told, (repr(outgoing.error), repr(incoming.error)))
 
