@@ -560,7 +560,7 @@ def test_a_source_that_never_sends_a_chunk_is_given_up(make):
 def test_a_source_that_is_idle_for_a_while_is_not_given_up(make, monkeypatch):
     monkeypatch.setattr(loading, "IDLE_BODIES", 50)
     there = make({"a": 2 * MIB}, started=False)
-    nothing = wire.progress(0) + wire.EOS_RECORD
+    nothing = wire.EOS_RECORD
     came = chunk("a", 0) + wire.EOS_RECORD
     load(there, *[nothing] * 49, came, *[nothing] * 51, chunk("a", 1) + wire.EOS_RECORD)
 
