@@ -23,6 +23,7 @@ from benchmarks.guests import Steering, writer
 from benchmarks.warming import check_room, prepare
 from benchmarks.watching import Meter
 from benchmarks.work import Pattern, Run, RunFailed, Work
+from benchmarks.writers import DRIVE
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -139,7 +140,7 @@ class Source:
         prealloc = "off" if work.content == "none" else "on"
         backend = _backend(work, prealloc=prealloc)
         guest = writer() if work.pattern is not None else None
-        extra = ("-object", backend)
+        extra = ("-object", backend, *_drive(work.source_image))
         self.qemu = Qemu(work.mib, machine="pc,memory-backend=m", guest=guest, stopped=True, extra=extra)
         try:
             self._memory = Memory(self.qemu)
@@ -169,7 +170,7 @@ class Source:
 
 def _destination(work: Work) -> Qemu:
     prealloc = "on" if work.destination == "preallocated" else "off"
-    extra = ("-object", _backend(work, prealloc=prealloc))
+    extra = ("-object", _backend(work, prealloc=prealloc), *_drive(work.destination_image))
     guest = writer() if work.pattern is not None else None
     return Qemu(
         work.mib,
@@ -186,9 +187,21 @@ def _backend(work: Work, *, prealloc: str) -> str:
     return f"{kind},id=m,size={work.mib}M,prealloc={prealloc}"
 
 
+def _drive(image: str) -> tuple[str, ...]:
+    if not image:
+        return ()
+    return ("-drive", f"id={DRIVE},file={image},format=raw,if=none", "-device", f"ide-hd,drive={DRIVE}")
+
+
 def set_up(qemu: Qemu, work: Work) -> None:
     """Make settings that both ends need, or that the one they do not concern ignores."""
-    capabilities = [name for name, wanted in (("multifd", work.lanes), ("xbzrle", work.xbzrle)) if wanted]
+    wanted = {
+        "multifd": work.lanes,
+        "xbzrle": work.xbzrle,
+        "block": work.source_image,
+        "zero-blocks": work.zero_blocks,
+    }
+    capabilities = [name for name, state in wanted.items() if state]
     if capabilities:
         qemu.switch_on(*capabilities)
     parameters: dict[str, Any] = {

@@ -32,7 +32,7 @@ def main(role: str, text: str) -> None:
     pattern = values.pop("pattern")
     work = Work(**values, pattern=None if pattern is None else Pattern(**pattern))
     commands = _commands()
-    with machine(work) as built:
+    with machine(work, work.source_image if role == "source" else work.destination_image) as built:
         if role == "source":
             source(built, work, commands)
         else:

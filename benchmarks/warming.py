@@ -25,7 +25,11 @@ def prepare(work: Work) -> None:
     if work.host == "cold":
         time.sleep(TAKING)
         return
-    mib = work.mib + work.mib // 4
+    provide(work.mib + work.mib // 4)
+
+
+def provide(mib: int) -> None:
+    """Have the host provide so much memory."""
     command = [sys.executable, "-m", "benchmarks.warming", str(mib)]
     subprocess.run(command, check=True, timeout=PATIENCE, cwd=ROOT)
 

@@ -65,6 +65,11 @@ class Work:
     """Milliseconds."""
     pattern: Pattern | None = None
     """What its guest writes; None for a guest that stands still."""
+    source_image: str = ""
+    """The image of a drive that goes along; none if empty."""
+    destination_image: str = ""
+    """The image that it goes to."""
+    zero_blocks: bool = False
     before: float = 0.5
     """Seconds that a guest is watched before it is moved, if it writes."""
     bound: float = 60.0

@@ -20,7 +20,7 @@ Words: TypeAlias = npt.NDArray[np.uint64]
 BATCH: Final = 64  # pages written by one step: some tens of microseconds
 PAUSE: Final = 0.001  # seconds to rest where nothing is due
 SLACK: Final = 0.05  # seconds' worth of writes that are made up for
-RAM, COUNT = "ram", "count"
+RAM, COUNT, DRIVE = "ram", "count", "disk0"
 
 
 class Writer:
@@ -60,8 +60,8 @@ class Writer:
         return True
 
 
-def machine(work: Work) -> whimbrel.Machine:
-    """The machine of either side of `work`, its settings made."""
+def machine(work: Work, image: str = "") -> whimbrel.Machine:
+    """The machine of either side of `work`, its settings made; `image` is its side's of a drive."""
     settings = whimbrel.Settings()
     pattern = work.pattern
     apart = pattern is not None and pattern.apart
@@ -71,11 +71,19 @@ def machine(work: Work) -> whimbrel.Machine:
         "downtime-limit": work.downtime_limit,
         **({"multifd-channels": work.lanes, "multifd-compression": work.compression} if work.lanes else {}),
     })  # fmt: skip
-    wanted = {"multifd": bool(work.lanes), "xbzrle": work.xbzrle, "rdma-pin-all": work.pin_all}
+    wanted = {
+        "multifd": bool(work.lanes),
+        "xbzrle": work.xbzrle,
+        "rdma-pin-all": work.pin_all,
+        "block": bool(work.source_image),
+        "zero-blocks": work.zero_blocks,
+    }
     settings.capabilities.update({name: True for name, state in wanted.items() if state})
     built = whimbrel.Machine("bench", settings=settings)
     built.ram.add(RAM, work.size)
     built.ram.add(COUNT, PAGE)
+    if image:
+        built.drives.add(DRIVE, image)
     if pattern is not None:
         built.guest = _guest(built, pattern)
     return built

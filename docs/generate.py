@@ -112,9 +112,11 @@ def states() -> str:
         "## Ownership at the source\n",
         "In `MigrationInfo.ownership`; the table is `whimbrel.migration.handover.SOURCE_MOVES`.\n",
         _diagram(handover.SOURCE_MOVES, handover.SourceOwnership.OWNER, _SOURCE),
+        _reasons(handover.SOURCE_MOVES),
         "## Ownership at the destination\n",
         "`machine.incoming(…).ownership`; the table is `whimbrel.migration.handover.DESTINATION_MOVES`.\n",
         _diagram(handover.DESTINATION_MOVES, handover.DestinationOwnership.LOADING, _DESTINATION),
+        _reasons(handover.DESTINATION_MOVES),
     ])  # fmt: skip
 
 
@@ -133,6 +135,15 @@ def _diagram(moves: Mapping[Any, Iterable[Any]], start: Enum, meanings: Mapping[
         if state in moves:
             following = ", ".join(f"`{to.value}`" for to in sorted(moves[state], key=order.index))
             lines.append(f"| `{state.value}` | {meanings[state.value]} | {following} |")
+    return "\n".join(lines) + "\n"
+
+
+def _reasons(moves: Mapping[Any, Mapping[Any, Iterable[Enum]]]) -> str:
+    lines = ["| move | because |", "| --- | --- |"]
+    for old, following in moves.items():
+        for new, reasons in following.items():
+            why = "; or ".join(str(reason.value) for reason in sorted(reasons, key=list(handover.Reason).index))
+            lines.append(f"| `{old.value}` to `{new.value}` | {why} |")
     return "\n".join(lines) + "\n"
 
 

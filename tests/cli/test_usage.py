@@ -143,6 +143,14 @@ def test_plugins_are_listed_for_programs(cli):
     assert rows["tcp"]["state"] == "offered"
 
 
+def test_plugins_mark_the_provider_of_verbs_that_is_in_use(cli, folder):
+    assert "software (in use)" in cli("plugins").stdout
+    config = folder / "whimbrel.toml"
+    config.write_text('[backends]\nverbs-provider = "socket"\n')
+    assert "socket (in use)" in (shown := cli("plugins", "--config", config).stdout)
+    assert "software (in use)" not in shown
+
+
 def test_plugins_heed_the_settings(cli, folder):
     config = folder / "whimbrel.toml"
     config.write_text('[plugins]\nnotifiers = ["log"]\ndisable = ["unix"]\n')

@@ -14,7 +14,13 @@ from typing import Any, Final
 import attrs
 
 from whimbrel.migration import handover
-from whimbrel.migration.handover import DESTINATION_MOVES, SOURCE_MOVES, DestinationOwnership, SourceOwnership
+from whimbrel.migration.handover import (
+    DESTINATION_MOVES,
+    SOURCE_MOVES,
+    DestinationOwnership,
+    Reason,
+    SourceOwnership,
+)
 
 SOURCE: Final = "source"
 DESTINATION: Final = "destination"
@@ -24,14 +30,15 @@ _LET_GO: Final = frozenset({_S.RELEASED, _S.DONE})
 
 @attrs.frozen
 class Step:
-    """One thing that happened: `side` went from `old` to `new`, or began or ceased to run."""
+    """One thing that happened: `side` went from `old` to `new` because of `why`, or began or ceased to run."""
 
     side: str
     old: str
     new: str
+    why: str = ""
 
     def __str__(self) -> str:
-        return f"{self.side} {self.old}→{self.new}" if self.old else f"{self.side} {self.new}"
+        return f"{self.side} {self.old}→{self.new} ({self.why})" if self.old else f"{self.side} {self.new}"
 
 
 RUNS: Final = "runs"
@@ -62,10 +69,10 @@ def recording(recorder: Recorder) -> Iterator[None]:
     """Every move of every handover in this process is told to `recorder`, once it is made."""
     real = handover.Handover.move
 
-    def move(self: Any, to: Any, *rest: Any, **more: Any) -> None:
+    def move(self: Any, to: Any, why: Any) -> None:
         old = self.now
-        real(self, to, *rest, **more)
-        recorder.add(Step(SOURCE if isinstance(to, SourceOwnership) else DESTINATION, str(old), str(to)))
+        real(self, to, why)
+        recorder.add(Step(SOURCE if isinstance(to, SourceOwnership) else DESTINATION, str(old), str(to), str(why)))
 
     handover.Handover.move = move  # type: ignore[method-assign]
     try:
@@ -93,20 +100,24 @@ def check(steps: Sequence[Step], *, source: str, destination: str) -> list[str]:
                 wrong.append(f"{step}: the destination is {theirs}")
         elif step.side == SOURCE:
             old, mine = mine, _S(step.new)
-            if step.old != old or mine not in SOURCE_MOVES[old]:
+            if step.old != old or step.why not in SOURCE_MOVES[old].get(mine, ()):
                 wrong.append(f"{step}: the model has no such move from {old}")
             if old is _S.RELEASED and mine is _S.OWNER and theirs is not _D.REFUSED:
                 wrong.append(f"{step}: the destination is {theirs} and has not refused")
+            if old is _S.RELEASED and mine is _S.OWNER and step.why != Reason.REFUSE:
+                wrong.append(f"{step}: nobody else gives it back in an attempt")
             if mine in (_S.PREPARED, _S.RELEASED) and theirs is not _D.PREPARED:
                 wrong.append(f"{step}: the destination is {theirs} and has proved nothing")
             if mine is _S.DONE and theirs is not _D.OWNER:
                 wrong.append(f"{step}: the destination is {theirs}")
         else:
             before, theirs = theirs, _D(step.new)
-            if step.old != before or theirs not in DESTINATION_MOVES[before]:
+            if step.old != before or step.why not in DESTINATION_MOVES[before].get(theirs, ()):
                 wrong.append(f"{step}: the model has no such move from {before}")
             if theirs is _D.OWNER and mine not in _LET_GO:
                 wrong.append(f"{step}: the source is {mine} and has not let go")
+            if step.why == Reason.ABORTED and mine is not _S.OWNER:
+                wrong.append(f"{step}: the source is {mine} and has taken nothing back")
             if theirs is _D.REFUSED and ever_ran:
                 wrong.append(f"{step}: it has run")
         if runs[SOURCE] and runs[DESTINATION]:

@@ -22,7 +22,7 @@ def everywhere(measured: Measured, *, all_of_it: bool) -> list[Cut]:
     """
     cuts = []
     for (connection, way), size in measured.sizes.items():
-        window = measured.window[connection] if way is Way.FORTH else 0
+        window = measured.window.get(connection, 0) if way is Way.FORTH else 0
         near = {at + by for at in measured.marks[connection, way] for by in (-1, 0, 1) if 0 <= at + by <= size}
         inside = range(0 if all_of_it else window, size + 1)
         for action in ACTIONS:
@@ -39,7 +39,7 @@ def thinned(cuts: Sequence[Cut], measured: Measured, count: int) -> list[Cut]:
     must += [
         cut for cut in cuts
         if cut.way is Way.FORTH and cut.at in marks[cut.connection, cut.way]
-        and cut.at >= measured.window[cut.connection]
+        and cut.at >= measured.window.get(cut.connection, 0)
     ]  # fmt: skip
     rest = sorted(set(cuts).difference(must), key=lambda cut: (cut.connection, cut.action, cut.at))
     step = max(1.0, len(rest) / max(1, count - len(must)))
@@ -82,16 +82,16 @@ def rows(found: Iterable[tuple[Cut, str, bool]]) -> Iterator[Row]:
         yield row
 
 
-def joined(pieces: Iterable[Row]) -> list[Row]:
+def joined(pieces: Iterable[Row], main_one: int = 0) -> list[Row]:
     """The same, with rows of different chunks that go on from one another as one.
 
-    Which lane takes what is up to the lanes, so of those there is a row for each outcome, from its first to its last.
+    Which lane takes what is up to the lanes, so of those beside `main_one` there is a row for each outcome, from its first to its last.
     """
     done: list[Row] = []
     lanes: dict[tuple[int, str, str, str], Row] = {}
     main = []
     for row in pieces:
-        if row.connection == 0:
+        if row.connection == main_one:
             main.append(row)
             continue
         key = row.connection, row.way, row.action, row.outcome

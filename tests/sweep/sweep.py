@@ -55,6 +55,8 @@ def run(mode: str, cuts: Sequence[Cut]) -> tuple[list[Row], list[str]]:
     left = list(cuts)
     while left:
         with quiet_world(mode) as made:
+            if made.mode.first is not None:
+                made.measure()  # finds where the first cut is
             while left:
                 cut = left.pop(0)
                 outcome = made.attempt(cut)
@@ -169,10 +171,11 @@ def summary(kept: Path) -> dict[str, Any]:
                 "cuts": sum(piece["cuts"] for piece in mine),
                 "processor_seconds": round(sum(piece["processor_seconds"] for piece in mine)),
                 "connections": [
-                    {"number": number, "forth": measured.sizes[number, way], "window": measured.window[number]}
+                    {"number": number, "forth": measured.sizes[number, way], "window": measured.window.get(number, 0)}
                     for number, way in measured.sizes
                     if way == "forth"
                 ],
-                "rows": [attrs.astuple(row) for row in joined(Row(*row) for piece in mine for row in piece["rows"])],
+                "rows": [attrs.astuple(row) for row in joined(
+                    (Row(*row) for piece in mine for row in piece["rows"]), 0 if MODES[mode].first is None else 1)],
             }
     return {"modes": modes, "wrong": [each for piece in found for each in piece["wrong"]]}

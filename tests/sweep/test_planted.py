@@ -9,7 +9,7 @@ import pytest
 from whimbrel.abc import Patience
 from whimbrel.errors import ChannelLost
 from whimbrel.migration import IncomingMigration, OutgoingMigration, outgoing
-from whimbrel.migration.handover import DestinationOwnership, Handover
+from whimbrel.migration.handover import DestinationOwnership, Handover, Reason
 from whimbrel.testing import cutwire
 from whimbrel.testing.cutwire import Action, Cut, Way
 
@@ -40,7 +40,7 @@ def starts_too_early(monkeypatch):
 
     def at_once(self):
         prepared(self)
-        self._take_over(None)
+        self._take_over(None, Reason.ORDERED)
 
     monkeypatch.setattr(IncomingMigration, "_prepared", at_once)
 
@@ -77,11 +77,11 @@ def test_a_source_that_goes_on_while_nobody_else_does(world, monkeypatch):
     monkeypatch.setattr(OutgoingMigration, "_released", property(lambda self: False))
     move = Handover.move
 
-    def any_move(self, to, *rest, **more):
+    def any_move(self, to, why):
         if str(self.now) == "released" and str(to) == "owner":
             self._now = to
             return
-        move(self, to, *rest, **more)
+        move(self, to, why)
 
     monkeypatch.setattr(Handover, "move", any_move)
     outcome = world.attempt(BEHIND_THE_PROOF)
@@ -146,11 +146,11 @@ def test_a_machine_of_which_one_side_says_that_all_is_well(world, monkeypatch):
 def test_a_side_that_is_prepared_without_saying_so(world, monkeypatch):
     move = Handover.move
 
-    def silently(self, to, *rest, **more):
+    def silently(self, to, why):
         if to is DestinationOwnership.PREPARED:
             self._now = to
             return
-        move(self, to, *rest, **more)
+        move(self, to, why)
 
     monkeypatch.setattr(Handover, "move", silently)
     outcome = world.attempt()
@@ -177,13 +177,13 @@ def test_a_descriptor_that_is_left_behind(world, monkeypatch):
 
 WHOLE = [
     (SOURCE, "", STANDS),
-    (SOURCE, "owner", "frozen"),
-    (DESTINATION, "loading", "prepared"),
-    (SOURCE, "frozen", "prepared"),
-    (SOURCE, "prepared", "released"),
-    (DESTINATION, "prepared", "owner"),
+    (SOURCE, "owner", "frozen", Reason.STOPPED),
+    (DESTINATION, "loading", "prepared", Reason.LOADED),
+    (SOURCE, "frozen", "prepared", Reason.PROVED),
+    (SOURCE, "prepared", "released", Reason.LET_GO),
+    (DESTINATION, "prepared", "owner", Reason.ORDERED),
     (DESTINATION, "", RUNS),
-    (SOURCE, "released", "done"),
+    (SOURCE, "released", "done", Reason.RUNNING),
 ]
 
 
@@ -213,11 +213,14 @@ def test_in_another_order_it_is_not(first):
 @pytest.mark.parametrize(
     ("steps", "words"),
     [
-        ([*WHOLE[:5], (SOURCE, "released", "owner")], "has not refused"),
+        ([*WHOLE[:5], (SOURCE, "released", "owner", Reason.REFUSE)], "has not refused"),
+        ([*WHOLE[:5], (SOURCE, "released", "owner", Reason.OPERATOR)], "nobody else gives it back"),
+        ([*WHOLE[:5], (SOURCE, "released", "owner", Reason.THAWED)], "no such move"),
+        ([*WHOLE[:3], (DESTINATION, "prepared", "refused", Reason.ABORTED)], "has taken nothing back"),
         ([*WHOLE, (SOURCE, "", RUNS)], "both run"),
-        ([*WHOLE[:7], (DESTINATION, "owner", "refused")], "it has run"),
-        ([*WHOLE[:2], (SOURCE, "frozen", "released")], "has proved nothing"),
-        ([(SOURCE, "", STANDS), (SOURCE, "owner", "released")], "no such move"),
+        ([*WHOLE[:7], (DESTINATION, "owner", "refused", Reason.FAILED)], "it has run"),
+        ([*WHOLE[:2], (SOURCE, "frozen", "released", Reason.LET_GO)], "has proved nothing"),
+        ([(SOURCE, "", STANDS), (SOURCE, "owner", "released", Reason.LET_GO)], "no such move"),
     ],
 )
 def test_what_the_two_sides_may_not_be_together(steps, words):

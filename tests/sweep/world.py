@@ -22,7 +22,7 @@ from whimbrel.events import Round
 from whimbrel.machine.dirty import plugin as trackers
 from whimbrel.migration import IncomingMigration, OutgoingMigration
 from whimbrel.stream import Writer
-from whimbrel.testing.cutwire import Cut, CutNetwork, Way
+from whimbrel.testing.cutwire import Action, Cut, CutNetwork, Way
 from whimbrel_codecs import xbzrle
 from whimbrel_savevm import block, devices, ram
 
@@ -32,7 +32,24 @@ from .virtual_time import VirtualTime
 
 PAGES: Final = 8
 LONG: Final = 4000.0  # virtual seconds after which an operator comes
-URI: Final = "memory:sweep"
+URI: Final = "memory:sweep-{}"
+
+
+
+class _Patient(threading.Condition):
+    """Whoever looks again every so often looks the more seldom the longer he has waited: who wakes him notifies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._waited = threading.local()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        waited = getattr(self._waited, "seconds", 0.0)
+        if timeout is not None:
+            timeout = max(timeout, waited / 4)
+        woken = super().wait(timeout)
+        self._waited.seconds = 0.0 if woken else waited + (timeout or 0.0)
+        return woken
 
 
 @attrs.define
@@ -58,7 +75,8 @@ class Mode:
     """A way to move the machine; what the sweep has its table of.
 
     `connections` is how many a migration makes at once, `rounds` how many there are with the guest running. `prepare`
-    is given the settings of both sides.
+    is given the settings of both sides. With `first` every link has that cut on connection 0, by what an undisturbed one
+    measured, and the cuts that are swept are on the next connection, over which words are said again.
     """
 
     name: str
@@ -66,6 +84,8 @@ class Mode:
     connections: int = 1
     rounds: int = 1
     prepare: Callable[[Settings], object] = lambda settings: None
+    handover: str = "proof"
+    first: Callable[[Measured], Cut] | None = None
 
 
 def _lanes(settings: Settings) -> None:
@@ -76,12 +96,26 @@ def _xbzrle(settings: Settings) -> None:
     settings.capabilities.xbzrle = True
 
 
+def _first(way: Way, behind_the_end: int, action: Action) -> Callable[[Measured], Cut]:
+    """A cut so many bytes in front of the end of connection 0."""
+    return lambda measured: Cut(way, measured.sizes[0, way] - behind_the_end, action)
+
+
 MODES: Final = {
     mode.name: mode
     for mode in (
         Mode("proof", "PING, PONG, end of stream, SHUT"),
         Mode("xbzrle", "the same, with pages as changes", rounds=3, prepare=_xbzrle),
         Mode("lanes", "the same, with two lanes beside the main channel", connections=3, prepare=_lanes),
+        Mode("h1", "in pairs: PING, PONG, end of stream, COMMIT until it is answered", handover="auto"),
+        Mode("answer", "in pairs, RUNNING cut off; cut again while COMMIT is repeated", handover="auto",
+             first=_first(Way.BACK, 40, Action.RESET)),
+        Mode("order", "in pairs, silent from the proof on; cut again while COMMIT is repeated", handover="auto",
+             first=_first(Way.BACK, 44, Action.DETOUR)),
+        Mode("proof-cut", "in pairs, the proof cut off; cut again while ABORT is said", handover="auto",
+             first=_first(Way.BACK, 48, Action.RESET)),
+        Mode("proof-dark", "the same, with the first connection silent", handover="auto",
+             first=_first(Way.BACK, 48, Action.DETOUR)),
     )
 }
 
@@ -91,7 +125,8 @@ class Outcome:
     """What became of an attempt.
 
     `verdict` is "source", "destination", "nobody" (and both say so), or what must not be: "both", "travel", "torn",
-    "lost" (nobody has it, or one does not say so), "model", "leak". `told` says who had to be told to stop waiting,
+    "lost" (nobody has it, or one does not say so), "undecided" (in pairs, where a new connection goes through), "model",
+    "leak". `told` says who had to be told to stop waiting,
     `cut` whether the link came to its cut.
     """
 
@@ -104,6 +139,7 @@ class Outcome:
 
 
 GOOD: Final = frozenset({"source", "destination", "nobody"})
+SETTLED: Final = frozenset({("owner", "refused"), ("done", "owner")})
 
 
 @attrs.frozen
@@ -161,6 +197,8 @@ class World:
         self.oracle = Oracle(folder)
         self.recorder = Recorder()
         self.network = CutNetwork()
+        self.network.changed = _Patient()
+        self.first: Cut | None = None
         self.on_freeze: Callable[[], object] = lambda: None
         self._switch = _Rounds(mode.rounds)
         self.plugins = PluginManager(load_entry_points=False)
@@ -201,12 +239,17 @@ class World:
         """Migrate over a link with `cuts`, judge what became of it, and set the stage for the next attempt."""
         self._attempts += 1
         self._switch.guest = self.source.guest
-        self.network.lay(*cuts)
-        incoming = self.destination.incoming(URI)
-        outgoing = self.source.migrate(incoming.uri)
+        self._in_vain: list[str] = []
+        self.network.lay(*(() if self.first is None else (self.first,)), *cuts)
+        incoming = self.destination.incoming(URI.format(self._attempts))
+        outgoing = self.source.migrate(incoming.uri, handover=self.mode.handover)
         told = [side for side, one in ((SOURCE, outgoing), (DESTINATION, incoming)) if self._end(one)]
         outcome = self._judge(incoming, outgoing, " and ".join(told))
+        if self.mode.handover == "auto" and all(cut.action is not Action.HOLE for cut in cuts):
+            outcome = self._settled(outcome)
         self._decide(incoming, outcome)
+        outgoing.close()
+        incoming.close()
         outcome = attrs.evolve(outcome, cut=self.network.was_cut.is_set())
         if outcome.verdict not in GOOD:
             return outcome  # this world is not what it was
@@ -220,15 +263,28 @@ class World:
         try:
             migration.wait(LONG)
         except TimeoutError:
-            told = migration.cancel()
-            if not told:
-                raise
-            with _no_matter():
-                migration.wait(LONG)
+            told = True
+            if migration.cancel():
+                with _no_matter():
+                    migration.wait(LONG)
+            elif self.mode.handover != "auto":
+                raise  # only in pairs one may ask, or wait to be asked, for ever
+            else:
+                self._in_vain.append(migration.role)
         except Exception:
             if migration.error is None:
                 raise
         return told
+
+    def _settled(self, outcome: Outcome) -> Outcome:
+        """In pairs, over a link on which a new connection goes through, nobody who has proved is left to an operator.
+
+        Whoever loads may wait for more of the stream until he is told: the source has its machine then.
+        """
+        if outcome.verdict not in GOOD or not (self._in_vain or (outcome.mine, outcome.theirs) not in SETTLED):
+            return outcome
+        why = f"{' and '.join(self._in_vain)} waited for an operator" if self._in_vain else ""
+        return attrs.evolve(outcome, verdict="undecided", why=(why or f"{outcome.mine}, {outcome.theirs}",))
 
     def _judge(self, incoming: IncomingMigration, outgoing: OutgoingMigration, told: str) -> Outcome:
         mine, theirs = outgoing.info.ownership, incoming.info.ownership
@@ -249,8 +305,11 @@ class World:
             return Outcome("model", mine, theirs, told, tuple(model))
         if here.runs or there.runs:
             return Outcome(SOURCE if here.runs else DESTINATION, mine, theirs, told)
-        undecided = all(isinstance(one.error, HandoverUndecided) for one in (incoming, outgoing))
-        if undecided and self.source.run_state is RunState.POSTMIGRATE and theirs == "prepared":
+        # Who asks or waits to be asked until an operator comes has said no more than that.
+        undecided = all(
+            isinstance(one.error, HandoverUndecided) or not one.status.finished for one in (incoming, outgoing)
+        )
+        if undecided and self.source.run_state in (RunState.POSTMIGRATE, RunState.FINISH_MIGRATE) and theirs == "prepared":
             return Outcome("nobody", mine, theirs, told)
         return Outcome("lost", mine, theirs, told, (repr(outgoing.error), repr(incoming.error)))
 
@@ -317,6 +376,11 @@ class World:
             window.update({number: line.forth.passed for number, line in enumerate(self.network.lines)})
             window[0] = writers[0].offset
 
+        if (first := self.mode.first) is not None:
+            self.first = None
+            with self._undisturbed():
+                undisturbed = self.measure()
+            self.first = first(undisturbed)
         Writer.write = write  # type: ignore[method-assign]
         self.on_freeze = on_freeze
         try:
@@ -324,15 +388,26 @@ class World:
         finally:
             Writer.write = real  # type: ignore[method-assign]
             self.on_freeze = lambda: None
-        assert outcome.verdict == "destination", outcome
+        assert outcome.verdict == "destination" or self.first is not None, outcome
+        assert outcome.verdict in GOOD, outcome
         sizes, marks = {}, {}
         for number, line in enumerate(self.network.lines):
             for pipe in (line.forth, line.back):
                 key = number, pipe.way
+                if self.first is not None and number == 0:
+                    continue  # its cut is made
                 sizes[key] = pipe.passed
                 pieces = starts.get(number, []) if pipe.way is Way.FORTH else []
                 marks[key] = sorted({0, *pieces, *pipe.sent, pipe.passed})
         return Measured(sizes, marks, window)
+
+    @contextmanager
+    def _undisturbed(self) -> Iterator[None]:
+        mode, self.mode = self.mode, attrs.evolve(self.mode, first=None)
+        try:
+            yield
+        finally:
+            self.mode = mode
 
     def close(self) -> None:
         """Close both machines, and the oracle."""

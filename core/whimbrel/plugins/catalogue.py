@@ -35,8 +35,9 @@ class PluginRow:
     """One plugin: what it is, what it offers, where it is from and how it does.
 
     `kinds` follow from the hooks it implements and are empty while it could not be imported. `offers` are the names
-    of what it offers; those of savevm handlers are missing, for they depend on a machine. `reason` says why it is
-    broken or disabled.
+    of what it offers; those of savevm handlers are missing, for they depend on a machine. `in_use` are
+    those of them that are in use without being asked for: the provider of verbs. `reason` says why it is broken or
+    disabled.
     """
 
     name: str
@@ -46,10 +47,12 @@ class PluginRow:
     version: str
     state: State
     reason: str = ""
+    in_use: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """The row's fields, ready for JSON."""
-        return {**attrs.asdict(self), "kinds": list(self.kinds), "offers": list(self.offers)}
+        columns = ("kinds", "offers", "in_use")
+        return {**attrs.asdict(self), **{name: list(getattr(self, name)) for name in columns}}
 
 
 @attrs.frozen

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import attrs
 
-from whimbrel.errors import DuplicateOffer, PluginError, UnknownNameError
+from whimbrel.errors import DuplicateOffer, PluginError, UnknownNameError, WhimbrelError
 from whimbrel.plugins._contract import HOOKS
 from whimbrel.plugins._records import (
     ASKED_ONCE,
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from whimbrel.abc import CodecSpec, DirtyTrackerSpec, MigrationPlan, SaveVMSpec, TransportSpec
-    from whimbrel.errors import WhimbrelError
     from whimbrel.events import Event, Round
     from whimbrel.machine import BareMachine
     from whimbrel.plugins.catalogue import State
@@ -372,10 +371,18 @@ class PluginManager:
         with self._lock:
             for offer in ASKED_ONCE:
                 self._gather(offer)
-            rows = [self._row(record, {*self._active, *self._notifiers, *savevm}) for record in self._registry.plugins]
+            named, used = {*self._active, *self._notifiers, *savevm}, self._provider_in_use()
+            rows = [self._row(record, named, used) for record in self._registry.plugins]
         return Catalogue(tuple(sorted(rows, key=lambda row: row.name)))
 
-    def _row(self, record: Record, named: Collection[str]) -> PluginRow:
+    def _provider_in_use(self) -> VerbsProviderSpec | None:
+        try:
+            return self.provider()
+        except WhimbrelError as error:
+            _log.debug("no provider of verbs is in use: %s", error)
+            return None
+
+    def _row(self, record: Record, named: Collection[str], used: VerbsProviderSpec | None) -> PluginRow:
         state: State = "offered"
         reason = record.whats_wrong()
         if record.disabled:
@@ -392,4 +399,5 @@ class PluginManager:
             version=record.version,
             state=state,
             reason=reason,
+            in_use=tuple(spec.name for spec in record.offers.get(VERBS.hook, ()) if spec is used),
         )

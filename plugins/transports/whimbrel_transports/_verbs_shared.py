@@ -15,7 +15,8 @@ The rules it lives by:
 * **A deregistration turns the epoch and then looks at the writer's word 0; a writer sets word 0 and then looks at the
   epoch.** Whichever comes first, none writes after `dereg` has returned: no answer of the peer is needed for that, and
   a peer that died in the middle is known by its process descriptor.
-* Only the registered range is mapped, in whole pages, when it is first written.
+* Only the registered range is mapped, in whole pages, when it is first written; its pages are entered ahead of the
+  writer, and it is unmapped behind a deregistration, on a thread beside (`_verbs_mapping`).
 
 What this cannot do: a peer of ill will has the descriptor, and with it all of the file, for as long as it keeps it; and
 it can make a file shorter, which ends whoever writes there. It is of the same user, who could do worse.
@@ -26,7 +27,6 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import logging
-import mmap
 import os
 import select
 import socket
@@ -45,6 +45,7 @@ from whimbrel.errors import StreamError
 from whimbrel.verbs import Access
 from whimbrel_transports._verbs_copy import copy_pieces
 from whimbrel_transports._verbs_frames import MAX_FILES, MAX_REGIONS, REGION, Frame, Kind
+from whimbrel_transports._verbs_mapping import Mapping, Paging
 from whimbrel_transports._verbs_memory import MAX_REGION, AddressArray, Domain, Keys, Region, Regions, inside
 
 if TYPE_CHECKING:
@@ -55,46 +56,18 @@ __all__ = ["SharedMemory"]
 _WORDS: Final = MAX_REGIONS + 1
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 _CHUNK: Final = 16 << 20  # bytes copied between two looks at the epochs
+_SPARSE: Final = 16  # times more is entered than written, at most
 _LETTING_GO: Final = 5.0  # seconds a writer has to end a chunk
-_MAP_POPULATE: Final = 0x8000
 _CREDENTIALS: Final = struct.Struct("iII")
 
 _log = logging.getLogger("whimbrel.transports.verbs")
-_libc = ctypes.CDLL(None, use_errno=True)
-_mmap = _libc.mmap
-_mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64)
-_mmap.restype = ctypes.c_void_p
-_munmap = _libc.munmap
-_munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
-_munmap.restype = ctypes.c_int
-
-
-class _Mapping:
-    """Part of a file, mapped in whole pages; Python's own mmap would keep the interpreter's lock while it populates."""
-
-    def __init__(self, fd: int, offset: int, length: int, *, write: bool, populate: bool = False) -> None:
-        before = offset % mmap.PAGESIZE
-        self._size = length + before
-        flags = mmap.MAP_SHARED | (_MAP_POPULATE if populate else 0)
-        protection = mmap.PROT_READ | (mmap.PROT_WRITE if write else 0)
-        start = _mmap(None, self._size, protection, flags, fd, offset - before)
-        if start is None or start == ctypes.c_void_p(-1).value:
-            code = ctypes.get_errno()
-            raise OSError(code, f"cannot map a peer's memory: {os.strerror(code)}")
-        self._start: int | None = start
-        self.address = start + before
-
-    def close(self) -> None:
-        if self._start is not None:
-            _munmap(self._start, self._size)
-            self._start = None
 
 
 class _Words:
     """A control page. Its words are read and written whole, as the processor does for aligned ones."""
 
     def __init__(self, fd: int, *, write: bool) -> None:
-        self._mapping = _Mapping(fd, 0, 4 * _WORDS, write=write)
+        self._mapping = Mapping(fd, 0, 4 * _WORDS, write=write)
         self._words = (ctypes.c_uint32 * _WORDS).from_address(self._mapping.address)
         self._fence = threading.Lock()
 
@@ -120,7 +93,7 @@ class _Theirs:
     offset: int
     slot: int
     epoch: int
-    mapping: _Mapping | None = None
+    mapping: Mapping | None = None
     hopeless: bool = False  # it cannot be mapped
 
 
@@ -138,6 +111,7 @@ class SharedMemory:
         self._telling = threading.Lock()  # so that a region is told of behind its file
         self._connected = False
         self._ended = False
+        self._paging = Paging()
         self._told: set[int] = set()
         self._files: dict[tuple[int, int], tuple[int, int]] = {}  # (device, inode) → (number, our descriptor)
         self._told_files: set[int] = set()
@@ -236,6 +210,8 @@ class SharedMemory:
                 if mapping is None:
                     return False
                 places[mine] += np.uint64((mapping.address - region.address) % (1 << 64))
+                if not mapping.entered:
+                    _enter(mapping, places[mine], lengths[mine])
                 regions.append(region)
             return self._copy(regions, self._words, sources, places, lengths)
 
@@ -257,14 +233,15 @@ class SharedMemory:
                 self._ours.set(0, 0)
         return True
 
-    def _mapped(self, region: _Theirs) -> _Mapping | None:
+    def _mapped(self, region: _Theirs) -> Mapping | None:
         if region.mapping is None and not region.hopeless:
             fd = self._their_files.get(region.file)
             try:
                 if fd is None or os.fstat(fd).st_size < region.offset + region.length:
                     region.hopeless = True
                 else:
-                    region.mapping = _Mapping(fd, region.offset, region.length, write=True, populate=True)
+                    region.mapping = Mapping(fd, region.offset, region.length, write=True)
+                    self._paging.enter(region.mapping)
             except OSError as error:
                 _log.warning("%s; its writes go over the line", error)
                 region.hopeless = True
@@ -282,7 +259,7 @@ class SharedMemory:
                 if region is None:
                     raise StreamError(f"a verbs peer revokes the key {frame.word:#010x}, which it never told of")
                 if region.mapping is not None:
-                    region.mapping.close()
+                    self._paging.unmap(region.mapping)
         elif frame.kind in {Kind.CONTROL, Kind.FILE}:
             if not self._line.files:
                 raise StreamError(f"a verbs frame {frame.kind.name} came without a descriptor")
@@ -333,7 +310,7 @@ class SharedMemory:
             self._closed = True
             for region in self._theirs.values():
                 if region.mapping is not None:
-                    region.mapping.close()
+                    self._paging.unmap(region.mapping)
             self._theirs.clear()
             for descriptor in self._their_files.values():
                 os.close(descriptor)
@@ -341,6 +318,7 @@ class SharedMemory:
 
     def release(self) -> None:
         """Let go of the rest; the pair is closed, and no region is left."""
+        self._paging.close()
         with self._telling:
             self._ended = True
             for _, descriptor in self._files.values():
@@ -354,6 +332,13 @@ class SharedMemory:
             if self._process is not None:
                 os.close(self._process)
                 self._process = None
+
+
+def _enter(mapping: Mapping, places: AddressArray, lengths: AddressArray) -> None:
+    """Have the pages of pieces entered, unless they lie so far apart that a fault for each costs less."""
+    first, last = int(places.min()), int((places + lengths).max())
+    if last - first <= _SPARSE * int(lengths.sum()):
+        mapping.enter(first, last - first)
 
 
 def _open_process(connected: socket.socket) -> int | None:

@@ -94,6 +94,7 @@ def test_it_is_ready_for_json():
                 "version": "",
                 "state": "disabled",
                 "reason": "settings say so",
+                "in_use": [],
             }
         ]
     }
@@ -123,3 +124,38 @@ def test_the_bundled_transports_and_notifier_are_offered():
         assert rows[name].version
     named = {row.name: row.state for row in PluginManager(notifiers=["log"]).catalogue()}
     assert named["log"] == "active"
+
+
+class Verbs:
+    def __init__(self, **ranks):
+        self.ranks = ranks
+
+    @hookimpl
+    def whimbrel_verbs_providers(self):
+        return [
+            VerbsProviderSpec(
+                name=name,
+                summary="",
+                create=object,
+                rank=rank,
+                probe=lambda name=name: "no adapter" if name == "far" else None,
+            )
+            for name, rank in self.ranks.items()
+        ]
+
+
+@pytest.mark.parametrize(
+    ("provider", "expected"),
+    [("auto", {"one": (), "two": ("b",)}), ("a", {"one": ("a",), "two": ()}), ("far", {"one": (), "two": ()}),
+     ("nobody's", {"one": (), "two": ()})],
+)  # fmt: skip
+def test_the_provider_of_verbs_that_is_in_use_is_marked(provider, expected):
+    """With "auto" that is the working one of the highest rank; one that cannot work is not in use."""
+    manager = PluginManager(load_entry_points=False, verbs_provider=provider)
+    manager.register(Verbs(a=1, far=9), "one")
+    manager.register(Verbs(b=2), "two")
+    assert {row.name: row.in_use for row in manager.catalogue()} == expected
+
+
+def test_one_of_the_bundled_providers_is_in_use():
+    assert [row.in_use for row in PluginManager().catalogue() if row.in_use] == [("software",)]
