@@ -227,7 +227,7 @@ def test_uris_that_cannot_be(plugins, network, tmp_path):
 
 def test_a_stream_that_is_none(receive, tmp_path):
     with pytest.raises(StreamError):
-        receive(lambda source: source.send(b"nonsense")).join()
+        receive(lambda source: source.send(b"QEVM\0\0\0\3nonsense")).join()
     with pytest.raises(ChannelError):
         receive(lambda source: source.send(small(SUPPRESSED).finish()[:-1])).join()
     assert list(tmp_path.iterdir()) == []

@@ -13,6 +13,7 @@ import stat
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 
 import pytest
 
@@ -316,16 +317,24 @@ def test_what_is_no_stream(cli, complaint, peer, file, place):
     assert names(place) == []
 
 
-def test_a_source_that_says_nothing(start, folder):
-    (folder / "brief.toml").write_text('[limits]\nheader-timeout = "50ms"\n')
-    receive = start("receive", "unix:socket", "file", "--config", "brief.toml")
-    receive.wait_line("waiting for a machine")
-    with socket.socket(socket.AF_UNIX) as silent:
-        silent.connect(f"{folder}/socket")
-        assert receive.exit_code == 1
-    assert "no stream header within 0.05 s" in receive.stderr
-    assert "[limits] header-timeout says how long to wait" in receive.stderr
-    assert names(folder) == ["brief.toml"]
+def test_strangers_are_hung_up_on_and_the_source_is_waited_for(start, machines, folder):
+    (folder / "brief.toml").write_text('[limits]\nheader-timeout = "200ms"\n')
+    receive = start("receive", "unix:socket", "machine.stream", "--config", "brief.toml")
+    receive.wait_line("waiting for a machine at unix:socket")
+    for said in (b"", b"GET / HTTP/1.1\r\n\r\n"):
+        with socket.socket(socket.AF_UNIX) as stranger:
+            stranger.connect(f"{folder}/socket")
+            stranger.sendall(said)
+            with suppress(ConnectionResetError):
+                assert stranger.recv(1) == b""
+    machine = machines(max_bandwidth=0)
+    machine.start()
+    assert str(machine.migrate(f"unix:{folder}/socket").wait(LONG).status) == "completed"
+    assert receive.exit_code == 0
+    assert "no stream header within 0.2 s; [limits] header-timeout says how long to wait" in receive.stderr
+    assert "it begins with 0x47455420" in receive.stderr
+    assert "this is not a migration stream" in receive.stderr
+    assert names(folder) == ["brief.toml", "machine.stream"]
 
 
 def test_a_source_whose_last_word_is_missing(cli, complaint, peer, file):

@@ -111,7 +111,7 @@ def test_paused_and_deferred(start, app):
         far.execute("migrate-incoming", uri="unix:first")
         with socket.socket(socket.AF_UNIX) as stranger:
             stranger.connect(str(app.parent / "first"))
-            stranger.sendall(b"GET / HTTP/1.1\r\n")
+            stranger.sendall(b"QEVM\0\0\0\3GET /")
             stranger.shutdown(socket.SHUT_WR)
             destination.wait_line("^whimbrel: .*; waiting to be told where the next one arrives$")
         far.execute("migrate-incoming", uri="unix:second")

@@ -21,11 +21,10 @@ from whimbrel.errors import (
     PeerRefused,
     StreamError,
 )
-from whimbrel.migration import answers
 from whimbrel.migration import lanes as lanes_room
 from whimbrel.testing.faults import ChannelWrapper, Faults, FaultyChannel, FaultyTransport
 from whimbrel.testing.pair import settle
-from whimbrel.wire import multifd, skeleton
+from whimbrel.wire import handover, multifd, skeleton
 
 LONG = 60.0
 MODES = {"pc-i440fx-7.2": "each section", "pc-q35-8.1": "each round", "churning": "zero pages in packets"}
@@ -241,10 +240,12 @@ def test_with_a_uuid(two, churning, settings):
 def test_of_another_machine(two, churning, settings):
     build = churning({"a": 20}, source={"uuid": "00112233-4455-6677-8899-aabbccddeeff"})
     pair = two(build, settings)
+    pair.destination.settings.limits.header_timeout = 0.3
     pair.source.start()
     incoming, outgoing = pair.run("tcp:127.0.0.1:0")
     assert stays(pair, build, incoming, outgoing)
     assert isinstance(incoming.error, StreamError)
+    assert "0 of 2 lanes have come within 0.3 s; another was hung up on: lane" in str(incoming.error)
     assert "00112233445566778899aabbccddeeff" in str(incoming.error)
 
 
@@ -314,15 +315,19 @@ def test_another_number_at_the_other_end(two, churning, settings, machine, sourc
         assert "0 of 2 lanes have come within 0.3 s" in str(incoming.error)
 
 
-def test_a_lane_where_none_is_expected(two, build, settings, monkeypatch):
-    monkeypatch.setattr(answers, "LINGER", 0.05)
+def test_a_lane_where_none_is_expected(two, build, settings, caplog):
     settings.capabilities.multifd = False
     pair = two(build, settings)
+    pair.source.start()
     incoming = pair.destination.incoming("tcp:127.0.0.1:0")
     with connected(incoming.uri) as lane:
         lane.sendall(multifd.encode_init(multifd.Init(bytes(16), 0)))
-        with pytest.raises(StreamError, match="multifd"):
-            incoming.wait(LONG)
+        assert hung_up(lane)
+    assert "it is a lane of multifd; switch the capability multifd on here too" in caplog.text
+    outgoing = pair.source.migrate(incoming.uri)
+    settle(outgoing, LONG)
+    settle(incoming, LONG)
+    assert arrived(pair, build, incoming, outgoing)
 
 
 @pytest.mark.parametrize(("source", "destination"), [("none", "zlib"), ("zlib", "none"), ("zstd", "zlib")])
@@ -458,7 +463,12 @@ def test_the_main_channel_is_cut(two, churning, settings, machine, cut):
     pair.destination.settings.limits.header_timeout = 0.5
     pair.link.faults = [Faults(cut_sent=cut)]
     pair.source.start()
-    incoming, outgoing = pair.run("tcp:127.0.0.1:0")
+    incoming, outgoing = pair.migrate("tcp:127.0.0.1:0")
+    settle(outgoing, LONG)
+    if cut < len(skeleton.HEADER):
+        assert incoming.status is MigrationStatus.SETUP, "nobody has come yet"
+        assert incoming.cancel()
+    settle(incoming, LONG)
     assert stays(pair, build, incoming, outgoing)
 
 
@@ -537,65 +547,182 @@ def test_strangers_who_say_nothing_keep_nobody_waiting(two, build, settings):
         assert silent.recv(1) == b"", "he was hung up on"
 
 
+class Wait:
+    """A gathering of a source with two lanes, on a thread of its own."""
+
+    def __init__(self, **more):
+        self.listener = PluginManager().transport("tcp").create().listen("127.0.0.1:0")
+        self.gathered = self.error = None
+        about = {"lanes": 2, "uuid": bytes(16), "seconds": LONG, "strangers": 3, **more}
+        self.gathering = lanes_room.Gathering(self.listener, lanes_patience(), **about)
+        self.thread = threading.Thread(target=self.run)
+        self.links = []
+
+    def run(self):
+        try:
+            self.gathered = self.gathering.run()
+        except MigrationError as exc:
+            self.error = exc
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.listener.close()
+        self.thread.join(LONG)
+        if self.gathered is not None:
+            self.gathered.bundle().close()
+        for link in self.links:
+            link.close()
+
+    def connect(self, said=b""):
+        host, _, port = self.listener.uri.removeprefix("tcp:").rpartition(":")
+        link = socket.create_connection((host, int(port)), timeout=LONG)
+        self.links.append(link)
+        link.sendall(said)
+        return link
+
+    def came(self):
+        """Whether the source has, of whose three connections each has said `b"+"` behind what it is."""
+        self.thread.join(LONG)
+        assert self.error is None
+        for channel in (self.gathered.main, *self.gathered.lanes):
+            first = bytearray(1)
+            assert channel.recv_into(first) == 1
+            assert bytes(first) == b"+"
+        return True
+
+
+def hung_up(link):
+    try:
+        return link.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+def lane(number, uuid=bytes(16)):
+    return multifd.encode_init(multifd.Init(uuid, number))
+
+
 @pytest.mark.parametrize(
-    ("said", "error"),
+    ("said", "reason"),
     [
-        (b"GET / HTTP/1.1\r\n", "a connection begins with 0x47455420"),
-        (skeleton.HEADER, "a second main channel"),
-        (multifd.encode_init(multifd.Init(bytes(16), 2)), "lane 2 has come, expected 0 to 1"),
-        (multifd.encode_init(multifd.Init(bytes(16), 0)), "lane 0 has come twice"),
-        (multifd.encode_init(multifd.Init(b"x" * 16, 1)), "UUID 7878"),
+        (b"GET / HTTP/1.1\r\n", "it begins with 0x47455420"),
+        (b"\x16\x03\x01\x02\0\1", "it speaks TLS: both ends need tls-creds"),
+        (b"WHMB" + bytes(28), "it begins with 0x57484d42"),
+        (skeleton.HEADER, "another source has come before it"),
+        (lane(2), "lane 2 has come, expected 0 to 1"),
+        (lane(0), "lane 0 has come twice"),
+        (lane(1, b"x" * 16), "UUID 7878"),
         (b"\x11\x22\x33\x44\0\0\0\2" + bytes(56), "a lane has version 2"),
     ],
 )
-def test_strangers_who_say_something_wrong(two, build, settings, said, error):
-    pair = two(build, settings)
-    incoming = pair.destination.incoming("tcp:127.0.0.1:0")
-    with connected(incoming.uri) as main, connected(incoming.uri) as lane, connected(incoming.uri) as stranger:
-        main.sendall(skeleton.HEADER)
-        lane.sendall(multifd.encode_init(multifd.Init(bytes(16), 0)))
-        stranger.sendall(said)
-        with pytest.raises(StreamError, match=error):
-            incoming.wait(LONG)
-    assert pair.destination.run_state is RunState.INMIGRATE
+def test_strangers_who_say_something_wrong(said, reason, caplog):
+    with Wait() as wait:
+        wait.connect(skeleton.HEADER + b"+")
+        wait.connect(lane(0) + b"+")
+        while wait.gathering._main is None or not wait.gathering._lanes.get((b"", bytes(16))):
+            assert wait.thread.is_alive()
+        stranger = wait.connect(said)
+        assert hung_up(stranger)
+        assert reason in caplog.text
+        wait.connect(lane(1) + b"+")
+        assert wait.came()
 
 
-def test_too_many_strangers(two, build, settings):
-    pair = two(build, settings)
-    incoming = pair.destination.incoming("tcp:127.0.0.1:0")
-    host, _, port = incoming.uri.removeprefix("tcp:").rpartition(":")
-    links = [socket.create_connection((host, int(port))) for _ in range(20)]
-    with pytest.raises(StreamError, match="20 connections came, expected 3"):
-        incoming.wait(LONG)
-    for link in links:
-        link.close()
+@pytest.mark.parametrize("said", [b"", b"QE", skeleton.HEADER[:7], lane(0)[:63]])
+def test_strangers_who_say_not_enough(said, caplog):
+    with Wait(seconds=0.2) as wait:
+        silent, gone = wait.connect(said), wait.connect(said)
+        gone.shutdown(socket.SHUT_RDWR)
+        assert hung_up(silent)
+        while "no stream header within 0.2 s; [limits] header-timeout says how long to wait" not in caplog.text:
+            assert wait.thread.is_alive()
+        while "it hung up before it said what it is" not in caplog.text:
+            assert wait.thread.is_alive()
+        for bytes_ in (lane(1), skeleton.HEADER, lane(0)):
+            wait.connect(bytes_ + b"+")
+        assert wait.came()
+
+
+def test_a_lane_that_nobody_comes_for(caplog):
+    with Wait(seconds=0.2) as wait:
+        assert hung_up(wait.connect(lane(0) + b"-"))
+        assert "no main channel has come within 0.2 s" in caplog.text
+        for bytes_ in (lane(0), skeleton.HEADER, lane(1)):
+            wait.connect(bytes_ + b"+")
+        assert wait.came()
+
+
+def test_lanes_of_two_sources_are_not_mixed():
+    """Whoever waits for a machine that it does not know yet takes the lanes that are all of one."""
+    with Wait(uuid=None) as wait:
+        for bytes_ in (lane(0, b"y" * 16) + b"-", skeleton.HEADER + b"+", lane(0) + b"+", lane(1) + b"+"):
+            wait.connect(bytes_)
+        assert wait.came()
+
+
+def test_a_word_about_ownership_while_a_source_is_waited_for():
+    word = handover.encode(handover.Word(handover.WordKind.COMMIT, b"m" * 16, 7))
+    heard = []
+
+    def on_word(channel, said):
+        heard.append(said)
+        channel.send(b"answer")
+        channel.close()
+
+    with Wait(on_word=on_word) as wait:
+        for part in (word, word):
+            asking = wait.connect(part)
+            assert asking.recv(6) == b"answer"
+            assert hung_up(asking)
+        for bytes_ in (skeleton.HEADER, lane(0), lane(1)):
+            wait.connect(bytes_ + b"+")
+        assert wait.came()
+    assert heard == [word, word]
+
+
+def test_a_word_that_fails_ends_nothing(caplog):
+    def on_word(channel, said):
+        raise ZeroDivisionError("a bug")
+
+    with Wait(lanes=0, on_word=on_word) as wait:
+        assert hung_up(wait.connect(b"WHMB" + bytes(28)))
+        assert "came to nothing: a bug" in caplog.text
+        wait.connect(skeleton.HEADER + b"+")
+        assert wait.came()
+
+
+def test_too_many_strangers(caplog):
+    """Three may be there beside the source's own three connections; a further one is hung up on at once."""
+    with Wait() as wait:
+        silent = [wait.connect() for _ in range(6)]
+        assert hung_up(wait.connect())
+        assert "6 connections are here that may be the source's" in caplog.text
+        for link in silent[:3]:
+            link.close()
+        while len(wait.gathering._readers) > 3:
+            assert wait.thread.is_alive()
+        for bytes_ in (lane(0), skeleton.HEADER, lane(1)):
+            wait.connect(bytes_ + b"+")
+        assert wait.came()
+        assert all(map(hung_up, silent[3:]))
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0), (1, 0, 2)])
 def test_connections_in_any_order(order):
     """The main channel is number 0, lanes are 1 and 2 here."""
-    listener = PluginManager().transport("tcp").create().listen("127.0.0.1:0")
-    said = [skeleton.HEADER, *(multifd.encode_init(multifd.Init(b"u" * 16, number)) for number in (0, 1))]
-    host, _, port = listener.uri.removeprefix("tcp:").rpartition(":")
-    links = []
-    for number in order:
-        link = socket.create_connection((host, int(port)))
-        link.sendall(said[number] + bytes([number]))
-        links.append(link)
-    gathered = lanes_room.Gathering(listener, lanes_patience(), lanes=2, uuid=b"u" * 16, seconds=LONG).run()
-    try:
-        assert gathered.head == said[0][:4]
-        first = bytearray(5)
-        assert gathered.main.recv_into(first) == 5
-        assert bytes(first) == said[0][4:] + b"\0"
-        for number, lane in enumerate(gathered.lanes, 1):
+    said = [skeleton.HEADER, lane(0), lane(1)]
+    with Wait() as wait:
+        for number in order:
+            wait.connect(said[number] + bytes([number]))
+        wait.thread.join(LONG)
+        assert wait.gathered.head == skeleton.HEADER
+        for number, channel in enumerate((wait.gathered.main, *wait.gathered.lanes)):
             first = bytearray(1)
-            lane.recv_into(first)
+            assert channel.recv_into(first) == 1
             assert first[0] == number
-    finally:
-        gathered.bundle().close()
-        for link in links:
-            link.close()
 
 
 def lanes_patience():

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import socket
 import threading
+from contextlib import suppress
 
 import pytest
 
 from whimbrel import Machine, Settings
 from whimbrel.abc import Patience
-from whimbrel.errors import ConfigError, MigrationError, StreamError
+from whimbrel.errors import ChannelLost, ConfigError, MigrationCancelled, MigrationError
 from whimbrel.migration.lanes import Gathering
 from whimbrel.migration.uri import resolve
 from whimbrel.plugins import PluginManager
@@ -62,7 +63,7 @@ def test_a_machine_moves(machines, folder, tmp_path, scheme, lanes):
 
 
 @pytest.mark.parametrize("fault", ["authority", "name", "permission", "plaintext source", "plaintext destination"])
-def test_a_machine_stays(machines, folder, stranger, fault):
+def test_a_machine_stays(machines, folder, stranger, caplog, fault):
     here = folder()
     near = settings_of(folder(by=stranger) if fault == "authority" else here)
     far = settings_of(here, tls_authz="somebody" if fault == "permission" else "")
@@ -73,42 +74,61 @@ def test_a_machine_stays(machines, folder, stranger, fault):
     source, destination = machines(near, far)
     incoming = destination.incoming("tcp:127.0.0.1:0")
     outgoing = source.migrate(incoming.uri)
-    for attempt in (outgoing, incoming):
-        with pytest.raises(MigrationError):
-            attempt.wait(LONG)
+    with pytest.raises(MigrationError):
+        outgoing.wait(LONG)
+    while "was hung up on, and the source is waited for" not in caplog.text:
+        assert not incoming.status.finished
+    assert incoming.cancel()
+    with pytest.raises(MigrationCancelled):
+        incoming.wait(LONG)
     assert outgoing.info.ownership == "owner"
     assert not destination.ram["a"].view.any()
 
 
-def test_a_lane_with_another_certificate(folder):
-    """It is of the same authority, and so may connect; it is not the source."""
+@pytest.mark.parametrize("first", ["main", "lane"])
+def test_a_lane_with_another_certificate(folder, caplog, first):
+    """It is of the same authority, and so may connect; it is not the source, whose own lane is waited for."""
     here, other = folder(), folder(client="other")
     plugins = PluginManager()
     listener = resolve("tcp:127.0.0.1:0", plugins).listen(settings_of(here))
-    raised = []
-
-    def gather():
-        try:
-            Gathering(listener, Patience(LONG), lanes=1, uuid=None, seconds=LONG).run()
-        except StreamError as exc:
-            raised.append(exc)
-
-    thread = threading.Thread(target=gather)
+    gathered = []
+    gathering = Gathering(listener, Patience(LONG), lanes=1, uuid=None, seconds=LONG, strangers=2)
+    thread = threading.Thread(target=lambda: gathered.append(gathering.run()))
     thread.start()
     source, stranger = (resolve(listener.uri, plugins).connector(settings_of(each)) for each in (here, other))
-    main, lane = source.connect(Patience(LONG)), stranger.connect(Patience(LONG))
-    main.send(skeleton.HEADER)
-    lane.send(multifd.encode_init(multifd.Init(bytes(16), 0)))
+    lane = multifd.encode_init(multifd.Init(bytes(16), 0))
+
+    def come(connector, said):
+        channel = connector.connect(Patience(LONG))
+        channel.send(said)
+        return channel
+
+    if first == "main":
+        main, false = come(source, skeleton.HEADER), come(stranger, lane)
+    else:
+        false = come(stranger, lane)
+        while not gathering._lanes:
+            assert thread.is_alive()
+        main = come(source, skeleton.HEADER)
+    with suppress(ChannelLost):
+        assert false.recv_into(bytearray(1)) == 0
+    assert "another certificate" in caplog.text
+    true = come(source, lane + b"+")
     thread.join(LONG)
-    main.close()
-    lane.close()
-    assert "another certificate" in str(raised[0])
+    came = bytearray(1)
+    assert gathered[0].lanes[0].recv_into(came) == 1
+    assert bytes(came) == b"+"
+    gathered[0].bundle().close()
+    for channel in (main, false, true):
+        channel.close()
 
 
 # ------------------------------------------------------------------------------------------------------- plaintext
 
 
-@pytest.mark.parametrize("uri", ["tcp:0.0.0.0:0", "tcp:[::]:0", f"tcp:{OUTSIDE}:0", "tcp:[::ffff:0.0.0.0]:0"])
+@pytest.mark.parametrize(
+    "uri", ["tcp:0.0.0.0:0", "tcp:[::]:0", f"tcp:{OUTSIDE}:0", "tcp:[::ffff:0.0.0.0]:0", "rdma:0.0.0.0:0"]
+)
 def test_waiting_where_others_can_come(machines, uri):
     source, destination = machines(Settings(), Settings())
     with pytest.raises(ConfigError, match=r"without TLS is refused.*--insecure-plaintext"):

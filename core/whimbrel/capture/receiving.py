@@ -117,6 +117,7 @@ class Reception:
         source = resolve(uri, self._plugins)
         if self._expected is not None and (problems := missing_lanes(source)):
             raise ConfigError("; ".join(problems))
+        self._several = source.spec.several
         self._images = Images(drives, create=create, settings=self._settings, plugins=self._plugins)
         try:
             self._listener = source.listen(settings)
@@ -191,8 +192,14 @@ class Reception:
             self._images.close()
 
     def _run(self) -> Receipt:
-        seconds = self._settings.limits.header_timeout
-        gathered = accept(self._listener, self._patience, self._expected, uuid=None, seconds=seconds)
+        gathered = accept(
+            self._listener,
+            self._patience,
+            self._expected,
+            uuid=None,
+            limits=self._settings.limits,
+            several=self._several,
+        )
         began, self._peer = time.monotonic(), gathered.main.peer
         self._capture = Capture(
             gathered,

@@ -102,14 +102,15 @@ def _gather(source: str | PathLike[str] | Channel | Listener, settings: Settings
         return Gathered(source)
     destination = resolve(file_uri(source), plugins)
     listener = destination.spec.create().listen(destination.address)
-    return accept(listener, Patience(settings.limits.connect_timeout), None, uuid=None, seconds=0.0)
+    patience = Patience(settings.limits.connect_timeout)
+    return accept(listener, patience, None, uuid=None, limits=settings.limits, several=False)
 
 
 def wait_for(listener: Listener, patience: Patience, settings: Settings, plugins: PluginManager) -> Gathered:
     """Wait for one source at `listener`, with all of its lanes if multifd is on. Raises as `lanes.accept`."""
     expected = Expected.of(settings, plugins)
     # Which machine it is says the main channel, which nobody reads yet.
-    return accept(listener, patience, expected, uuid=None, seconds=settings.limits.header_timeout)
+    return accept(listener, patience, expected, uuid=None, limits=settings.limits, several=False)
 
 
 @runtime_checkable

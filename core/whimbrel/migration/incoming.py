@@ -216,17 +216,21 @@ class IncomingMigration(Attempt):
             raise reason.at(Place(peer=channel.peer)) from reason.__cause__
 
     def _connected(self) -> Gathered:
-        """Wait for the source, with all of its lanes."""
+        """Wait for the source, with all of its lanes; who asks about an earlier attempt meanwhile is answered."""
+        seconds = self._machine.settings.limits.header_timeout
+        desk = Desk(self._listener.inner, self._answer_word, seconds) if self._several else None
         gathered = accept(
             self._listener,
             self._patience,
             self._expected,
             uuid=connecting.uuid_of(self._machine),
-            seconds=self._machine.settings.limits.header_timeout,
+            limits=self._machine.settings.limits,
+            several=self._several,
+            on_word=None if desk is None else lambda channel, word: desk.attend(channel, handover.decode(word)),
         )
-        if self._several:
-            self._desk = Desk(self._listener.inner, self._answer_word, self._machine.settings.limits.header_timeout)
-            self._desk.open()
+        if desk is not None:
+            self._desk = desk
+            desk.open()
         else:
             self._listener.let_go()
         with self._deciding:

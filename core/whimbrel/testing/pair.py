@@ -31,6 +31,7 @@ from whimbrel.plugins import PluginManager
 from whimbrel.settings import Settings
 from whimbrel.testing.faults import ChannelWrapper, Faults, FaultyChannel, FaultyTransport
 from whimbrel.testing.memory import MemoryNetwork
+from whimbrel.wire.skeleton import HEADER
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -112,9 +113,16 @@ class Pair:
     def run(self, *, start: bool | None = None, timeout: float = 60.0) -> tuple[IncomingMigration, OutgoingMigration]:
         """Migrate and wait for both ends, whichever; raises nothing of theirs. TimeoutError if they do not end."""
         incoming, outgoing = self.migrate(start=start)
-        settle(outgoing, timeout)
-        settle(incoming, timeout)
+        self.settle(incoming, outgoing, timeout)
         return incoming, outgoing
+
+    def settle(self, incoming: IncomingMigration, outgoing: OutgoingMigration, timeout: float = 60.0) -> None:
+        """Wait for both ends, as `run`; a destination that never saw a stream's header would wait on, and is told."""
+        settle(outgoing, timeout)
+        recorded = self.recorded
+        if outgoing.error is not None and (recorded is None or not _introduced(bytes(recorded.sent[: len(HEADER)]))):
+            incoming.cancel()
+        settle(incoming, timeout)
 
     def wait_stalled(self, timeout: float = 60.0) -> FaultyChannel:
         """Wait until the next connection stands still where `faults` say; TimeoutError if it does not."""
@@ -206,6 +214,11 @@ class _LinkPlugin:
     def whimbrel_transports(self) -> Sequence[TransportSpec]:
         """Offer the link under the scheme of the transport inside of it."""
         return [self._spec]
+
+
+def _introduced(sent: bytes) -> bool:
+    """Whether a destination takes this for the beginning of a stream, of whatever version."""
+    return len(sent) == len(HEADER) and sent.startswith(HEADER[:4])
 
 
 def settle(migration: IncomingMigration | OutgoingMigration, timeout: float) -> None:
