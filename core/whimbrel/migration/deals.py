@@ -7,6 +7,7 @@ a deal raises thaws the guest; after it, it means undecided, unless the deal has
 | deal | `begin` | `prove` | `let_go` |
 | --- | --- | --- | --- |
 | pairwise | says which attempt this is | digest, PING, PONG | EOF, then COMMIT over new connections until answered |
+| witness | the same, and that both are at one witness | | digest, PING, EOF, then its cell |
 | proof | | PING, PONG | EOF, SHUT |
 | qemu | | | EOF, SHUT |
 | one-way | | | EOF |
@@ -28,6 +29,7 @@ from whimbrel.errors import (
     ChannelClosed,
     ChannelError,
     ChannelLost,
+    HandoverTimeout,
     HandoverUndecided,
     MigrationError,
     PeerRefused,
@@ -41,9 +43,11 @@ from whimbrel.migration.messenger import Messenger
 from whimbrel.migration.return_path import ReturnPath
 from whimbrel.migration.saver import StreamSaver
 from whimbrel.migration.statistics import Cause
+from whimbrel.migration.witnessing import DESTINATION, SOURCE, ask, source_meets
 from whimbrel.stream import Writer
 from whimbrel.wire import commands, handover
 from whimbrel.wire.handover import Word, WordKind
+from whimbrel.witness import Witness
 
 _log = logging.getLogger("whimbrel")
 
@@ -63,6 +67,7 @@ class Link:
     keeper: Keeper
     mark: Callable[[Cause], object]
     patience: float  # seconds to wait for the last word on this connection
+    cancelled: threading.Event = attrs.field(factory=threading.Event)
 
     def ping(self, value: int) -> None:
         """Send a PING that will be answered."""
@@ -86,9 +91,9 @@ class Deal(ABC):
     def __init__(self, link: Link) -> None:
         self._link = link
 
-    def begin(self) -> None:
-        """Say what the destination must know before the guest stops."""
-        return
+    def begin(self) -> Deal:
+        """Say what the destination must know before the guest stops; returns the deal that it comes to."""
+        return self
 
     @abstractmethod
     def prove(self) -> None:
@@ -197,17 +202,32 @@ class Pairwise(Proof):
     name = "pairwise"
 
     def __init__(
-        self, link: Link, attempt: commands.Attempt, digest: StreamDigest, messenger: Messenger | None
+        self,
+        link: Link,
+        attempt: commands.Attempt,
+        digest: StreamDigest,
+        messenger: Messenger | None,
+        witness: Witness | None = None,
     ) -> None:
         super().__init__(link)
         self._attempt, self._digest, self._messenger = attempt, digest, messenger
+        self._witness = witness
         self._stopped = threading.Event()
         self._asked = False  # for the proof: the destination may be PREPARED
 
-    def begin(self) -> None:
+    def begin(self) -> Deal:
         """Say which attempt this is, which the destination writes down before the guest stops."""
         self._link.saver.command(self._attempt)
         self._link.out.flush()
+        witness = self._witness
+        if witness is None or not source_meets(witness, self._attempt.mid, self._link.cancelled):
+            return self
+        path = self._link.return_path
+        assert path is not None, "a witness is agreed on over a way back"
+        self._link.ping(handover.MEET)
+        self._link.out.flush()
+        path.wait_pong(handover.MEET)
+        return Witnessed(self._link, self._attempt, self._digest, witness) if path.met else self
 
     def prove(self) -> None:
         """Say what everything amounts to, and wait for the PONG, which says that it does."""
@@ -274,3 +294,48 @@ class Pairwise(Proof):
 
     def _word(self, kind: WordKind) -> Word:
         return Word(kind, self._attempt.mid, self._attempt.epoch)
+
+
+class Witnessed(Pairwise):
+    """To a whimbrel that is at the same witness: whoever writes the cell of the attempt first has the machine.
+
+    The source lets go before the digest, without which the destination cannot be PREPARED and claims nothing.
+    """
+
+    name = "witness"
+    answers = 1
+
+    def __init__(self, link: Link, attempt: commands.Attempt, digest: StreamDigest, witness: Witness) -> None:
+        super().__init__(link, attempt, digest, None)
+        self._decides = witness
+
+    def prove(self) -> None:
+        """Get everything out but the digest."""
+        self._link.keeper.settle()
+        self._flush()
+
+    def let_go(self) -> None:
+        """Say what everything amounts to, and that the witness decides; hear how it did."""
+        with Deadline(self._link.patience, self._link.channel):
+            self._link.saver.command(self._digest.of_what_was_sent(self._link.out.offset))
+            self._link.ping(handover.WITNESSED)
+            self._link.finish()
+            self._hear()
+
+    def after(self, error: MigrationError) -> MigrationError | None:
+        """Ask the witness until it is known whose the machine is, or somebody has decided."""
+        if self._link.ownership.now is not SourceOwnership.RELEASED:
+            return error
+        _log.warning("the machine was let go of, and the answer is missing (%s): asking the witness", error)
+        match ask(self._decides, self._attempt.mid, SOURCE, self._stopped):
+            case found if found == SOURCE:
+                self._link.ownership.move(SourceOwnership.OWNER, Reason.WITNESS)
+                return HandoverTimeout(
+                    f"the destination has not said that it runs ({error}), and the witness has given the machine back",
+                    hint="the machine goes on here; the destination drops what it has",
+                    place=error.place,
+                )
+            case found if found == DESTINATION:
+                self._link.ownership.move(SourceOwnership.DONE, Reason.WITNESS)
+                return None
+        return error

@@ -46,12 +46,14 @@ from whimbrel.migration.quietly import quietly
 from whimbrel.migration.savevm import Registry
 from whimbrel.migration.statistics import MigrationInfo
 from whimbrel.migration.status import DESTINATION_MOVES, MigrationStatus
+from whimbrel.migration.witnessing import DESTINATION, SOURCE, ask, destination_meets, witness_of
 from whimbrel.plugins import PluginManager
 from whimbrel.stream import Reader, Replay
 from whimbrel.wire import handover
 from whimbrel.wire.commands import Attempt as AttemptCommand
 from whimbrel.wire.handover import Word, WordKind
 from whimbrel.wire.return_path import Message, Shut
+from whimbrel.witness import Witness
 
 _log = logging.getLogger("whimbrel")
 
@@ -82,6 +84,8 @@ class IncomingMigration(Attempt):
         self._ownership.on_move, self._on_epoch = self._ownership_moves, on_epoch
         self._agreed: AttemptCommand | None = None
         self._orders = Orders()
+        self._witness: Witness | None = None
+        self._decided = threading.Event()  # an operator has, and nobody else is asked
         self._resolved = threading.Event()  # no longer PREPARED, or never to be
         self._desk: Desk | None = None
         self._patience = Patience(FOR_EVER)
@@ -150,6 +154,7 @@ class IncomingMigration(Attempt):
     def close(self) -> None:
         """End everything that still runs for this migration: the wait, the load, the announcing."""
         if not self.cancel():
+            self._decided.set()
             self._orders.give(None)
             self._hang_up()
         self._thread.join()
@@ -160,6 +165,7 @@ class IncomingMigration(Attempt):
 
     def _decide(self, action: Callable[[], None]) -> None:
         if self._ownership.now is DestinationOwnership.PREPARED and not self._status.now.finished:
+            self._decided.set()
             self._orders.give(None)
             self._hang_up()
             self._thread.join()
@@ -197,6 +203,7 @@ class IncomingMigration(Attempt):
             answer,
             on_prepared=self._prepared,
             on_attempt=self._begin,
+            on_meet=self._meet,
             method=gathered.method,
         )
         try:
@@ -272,6 +279,29 @@ class IncomingMigration(Attempt):
         self._keeper.begin(DestinationOwnership.LOADING)
         self._agreed = attempt
 
+    def _meet(self) -> bool:
+        """Whether the source is at our witness too."""
+        assert self._agreed is not None, "met outside of an attempt"
+        witness = self._witness = witness_of(self._machine.settings, self._plugins)
+        return witness is not None and destination_meets(witness, self._agreed.mid, self._patience.cancelled)
+
+    def _ask_the_witness(self) -> None:
+        """Do with the prepared machine what the witness says: it is ours, or it is gone."""
+        assert self._agreed is not None, "asked outside of an attempt"
+        assert self._witness is not None, "asked without having met"
+        self._stop_waiting_for_the_order()
+        match ask(self._witness, self._agreed.mid, DESTINATION, self._decided):
+            case found if found == DESTINATION:
+                self._take_over(self._start, Reason.WITNESS)
+            case found if found == SOURCE:
+                self._refuse(Reason.WITNESS)
+                raise PeerRefused(
+                    "the witness has given the machine back to the source, and what was loaded here is gone",
+                    hint="the source has waited too long for this side's word; the machine goes on there",
+                )
+            case _:
+                raise ChannelLost("nobody waits for the witness any longer")
+
     def _load(self, loader: StreamLoader) -> bool:
         """Load everything; whether it is this connection that has brought the order to start."""
         try:
@@ -279,6 +309,9 @@ class IncomingMigration(Attempt):
         except ChannelError as exc:
             if self._agreed is None or self._ownership.now is not DestinationOwnership.PREPARED:
                 raise
+            if loader.witnessed:
+                self._ask_the_witness()
+                return False
             _log.warning("the link has broken with the machine here, whole and stopped (%s): waiting for word", exc)
             self._obey(self._orders.wait())
             return False
@@ -360,7 +393,10 @@ class IncomingMigration(Attempt):
         assert agreed is not None, "concluded without an agreement"
         assert reader is not None, "concluded before anything was read"
         try:
-            self._obey(self._orders.give(WordKind.COMMIT))
+            if loader.witnessed:
+                self._ask_the_witness()
+            else:
+                self._obey(self._orders.give(WordKind.COMMIT))
         finally:
             if (word := self._standing(Word(WordKind.COMMIT, agreed.mid, agreed.epoch))) is not None:
                 _try_to(lambda: answer(word))
@@ -405,6 +441,8 @@ class IncomingMigration(Attempt):
                 raise MigrationCancelled("cancelled before everything was here")
             if self._loader is not None and self._loader.proved:
                 self._machine.drives.refuse_unsent()
+            if self._loader is not None and self._loader.witnessed:
+                self._keeper.deal = "witness"
             self._ownership.move(DestinationOwnership.PREPARED, Reason.LOADED)
         # From here on nobody runs, so the order must come soon, or somebody has to decide.
         assert self._channel is not None, "prepared without a channel"
@@ -430,6 +468,8 @@ class IncomingMigration(Attempt):
             if self._channel is not None and not cancelled:
                 quietly(partial(refuse, self._channel), "the channel")
         self._hang_up()
+        if self._witness is not None:
+            quietly(self._witness.close, "closing the witness")
         if self._registry is not None:
             self._registry.finish()
         return None if error is None else self._judge(error)

@@ -38,8 +38,8 @@ class StreamLoader:
 
     `answer` sends a message on the return path (None where there is no way back), `method` is what lanes are to encode
     with (None where there are none). `on_attempt` is told which attempt this is, if the source offers to hand over in
-    pairs; without it the offer is not accepted. After `load` the machine is complete but not started; after any failure
-    the caller calls `rollback`.
+    pairs; without it the offer is not accepted. `on_meet` says whether it is at our witness too.
+    After `load` the machine is complete but not started; after any failure the caller calls `rollback`.
     """
 
     def __init__(
@@ -51,14 +51,17 @@ class StreamLoader:
         *,
         on_prepared: Callable[[], None],
         on_attempt: Callable[[Attempt], None] | None = None,
+        on_meet: Callable[[], bool] = lambda: False,
         method: Method | None = None,
     ) -> None:
         self._machine, self._registry, self._reader = machine, registry, reader
         self._answer = answer
-        self._on_prepared, self._on_attempt = on_prepared, on_attempt
+        self._on_prepared, self._on_attempt, self._on_meet = on_prepared, on_attempt, on_meet
         self._digest = StreamDigest(registry)
         self._attempt: Attempt | None = None
         self._agreed = False  # what has come is what was sent
+        self._met: bool | None = None  # at the witness; None as long as nobody has asked
+        self.witnessed = False  # the source has let go, and the witness decides
         self._method = method
         self._limits = machine.settings.limits
         self._order = SectionOrder(self._limits.sections)
@@ -186,9 +189,18 @@ class StreamLoader:
             raise StreamError("a PING came without an open return path")
         if ping.value == handover.OFFER and self._on_attempt is not None:
             self._answer(Pong(handover.ACCEPT))
+        elif ping.value == handover.MEET and self._attempt is not None and not self._devices_seen():
+            if self._met is not None:
+                raise StreamError("the source asks twice for our witness")
+            self._met = self._on_meet()
+            if self._met:
+                self._answer(Pong(handover.MET))
         elif self._devices_seen() and not self.prepared:
             if self._attempt is not None and not self._agreed:
                 raise StreamError("the source asks for the proof without having said what it has sent")
+            self.witnessed = ping.value == handover.WITNESSED
+            if self.witnessed and not self._met:
+                raise StreamError("the source leaves it to a witness at which we have not met")
             self.proved = True
             self._prepare()
         self._answer(Pong(ping.value))

@@ -67,9 +67,11 @@ from whimbrel.migration.statistics import Cause, MigrationInfo, Statistics
 from whimbrel.migration.status import SOURCE_MOVES, MigrationStatus
 from whimbrel.migration.throttle import AutoConverge
 from whimbrel.migration.uri import Destination
+from whimbrel.migration.witnessing import witness_of
 from whimbrel.plugins import PluginManager
 from whimbrel.stream import Pacer, Writer
 from whimbrel.wire import commands, handover, multifd
+from whimbrel.witness import Witness
 
 _log = logging.getLogger("whimbrel")
 
@@ -99,6 +101,7 @@ class OutgoingMigration(Attempt):
         self._keeper = Keeper(journal, role=self.role, mid=self._mid, peer=destination.uri, epoch=epoch)
         self._ownership.on_move, self._on_epoch = self._ownership_moves, on_epoch
         self._deal: Deal | None = None
+        self._witness: Witness | None = None
         self._telling: threading.Thread | None = None
         self._patience = Patience(self._limits.connect_timeout)
         self._stopping = threading.Event()  # there is no point in sending on; `_check` says why
@@ -371,7 +374,8 @@ class OutgoingMigration(Attempt):
         """Stop the guest, send the rest, and hand the machine over."""
         self._flush_shared_drives()  # what is left of it takes less time then, with the guest stopped
         deal = self._deal = self._strike_deal(saver)
-        deal.begin()
+        deal = self._deal = deal.begin()
+        self._keeper.deal = deal.name
         if self._capabilities.pause_before_switchover:
             self._freeze()
             self._pause()
@@ -400,6 +404,7 @@ class OutgoingMigration(Attempt):
             keeper=self._keeper,
             mark=self._statistics.mark,
             patience=last_word_timeout(self._limits.handover_timeout),
+            cancelled=self._patience.cancelled,
         )
         deal: Deal
         if self._return_path is None:
@@ -409,7 +414,8 @@ class OutgoingMigration(Attempt):
         elif self._timing is HandoverTiming.AUTO and self._accepted(self._return_path):
             attempt = commands.Attempt(self._mid, self._keeper.epoch)
             again = Messenger(self._connector, self._limits.connect_timeout) if self._destination.spec.several else None
-            deal = Pairwise(link, attempt, saver.digest, again)
+            self._witness = witness_of(self._machine.settings, self._plugins)
+            deal = Pairwise(link, attempt, saver.digest, again, self._witness)
         else:
             deal = Proof(link)
         self._keeper.deal = deal.name
@@ -513,6 +519,8 @@ class OutgoingMigration(Attempt):
             self._return_path.join()
         if self._lanes is not None:
             self._lanes.close()
+        if self._witness is not None:
+            quietly(self._witness.close, "closing the witness")
         self._registry.finish()
         self._statistics.ended()
         self._tell_thawed()
@@ -525,7 +533,7 @@ class OutgoingMigration(Attempt):
             self._telling.start()
 
     def _ownership_moves(self, old: SourceOwnership, new: SourceOwnership, why: Reason) -> None:
-        if why is Reason.REFUSE:
+        if new is SourceOwnership.OWNER and why in (Reason.REFUSE, Reason.WITNESS):
             self._keeper.epoch += 2  # the destination's would have been the next
             self._on_epoch(self._keeper.epoch)
         self._keeper.move(old, new, why)

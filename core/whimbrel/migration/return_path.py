@@ -14,7 +14,7 @@ from whimbrel.errors import MigrationError, PeerRefused, Place, StreamError
 from whimbrel.migration.attempt import unexpected
 from whimbrel.migration.echoes import Echoes
 from whimbrel.stream import Reader
-from whimbrel.wire.handover import ACCEPT, FROM_SOURCE, OFFER, Word
+from whimbrel.wire.handover import ACCEPT, FROM_SOURCE, MEET, MET, OFFER, Word
 from whimbrel.wire.return_path import Message, Pong, Shut, SwitchoverAck, parse_message
 
 
@@ -28,6 +28,7 @@ class ReturnPath:
         self._echoes = Echoes()
         self._acknowledged = False
         self._accepted = False
+        self._met = False
         self._word: Word | None = None
         self._may_shut = False
         self._shut = False
@@ -64,6 +65,11 @@ class ReturnPath:
     def accepted(self) -> bool:
         """Whether the destination has accepted the OFFER; it has not, once the OFFER's own PONG is here without."""
         return self._accepted
+
+    @property
+    def met(self) -> bool:
+        """Whether the destination has found us at its witness; it has not, once the PONG of MEET is here without."""
+        return self._met
 
     def wait_acknowledged(self, timeout: float) -> bool:
         """Wait for the destination to say that it is ready for the switchover; False if it has not in time."""
@@ -132,6 +138,8 @@ class ReturnPath:
             match message:
                 case Pong(value) if value == ACCEPT and self._echoes.out(OFFER):
                     self._accepted = True
+                case Pong(value) if value == MET and self._echoes.out(MEET):
+                    self._met = True
                 case Word():
                     self._hear_word(message)
                 case Pong(value):

@@ -23,6 +23,11 @@ ID_SIZE: Final = 16
 # PINGs and PONGs of these values are the offer and its acceptance. A QEMU echoes the one and never says the other.
 OFFER: Final = 0x77686D31  # "whm1"
 ACCEPT: Final = 0x77686D32  # "whm2"
+# Within an attempt: whether the destination finds the source at its witness, and the answer if it does.
+MEET: Final = 0x77686D33  # "whm3"
+MET: Final = 0x77686D34  # "whm4"
+# Behind the digest, once the source has let go: the witness decides.
+WITNESSED: Final = 0x77686D35  # "whm5"
 
 _WORD: Final = struct.Struct(">IHH16sQ")
 
