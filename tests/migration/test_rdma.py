@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 import attrs
+import numpy as np
 import pytest
 
 from whimbrel import MigrationStatus, PluginManager, RunState
@@ -364,6 +365,27 @@ def test_a_destination_that_refuses_and_then_takes_it(two, build, writing, some_
     build.source.wait_steps(3)
     build.destination.on_load = lambda: None
     arrived(pair, build, *pair.run())
+
+
+def test_drives_go_along(two, churning, writing, some_link, tmp_path):
+    """Their blocks are in the stream, between bodies of RAM that are written past it."""
+    paths = [tmp_path / "here", tmp_path / "there"]
+    for path in paths:
+        path.write_bytes(bytes(3 << 20))
+
+    def alter(machine, churn):
+        machine.drives.add("disk", paths[len(build.built) - 1])
+
+    build = churning({"a": 600}, alter=alter)
+    writing.capabilities.block = True
+    pair = two(build, writing, some_link)
+    content = bytes(range(256)) * 8192
+    pair.source.start()
+    pair.source.drives["disk"].write(1 << 19, content)
+    arrived(pair, build, *pair.run())
+    came = np.frombuffer(bytes(pair.destination.drives["disk"].read(1 << 19, len(content))), np.uint8)
+    wrong = np.flatnonzero(came != np.frombuffer(content, np.uint8))
+    assert not len(wrong), f"{len(wrong)} bytes of the drive are wrong, the first at {wrong[0]:#x}"
 
 
 def test_blocks_that_do_not_agree(two, churning, settings):
