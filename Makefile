@@ -14,7 +14,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 SOURCES := $(shell find core plugins/*/whimbrel_* examples -name '*.py' -not -path '*/__pycache__/*') pyproject.toml README.md LICENSE
 
-.PHONY: help demo test test-long sweep qemu lint types docs bench plots fuzz-short develop clean
+.PHONY: help demo test test-long sweep qemu spin lint types docs bench plots fuzz-short develop clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -22,10 +22,10 @@ help: ## what there is
 demo: $(VENV)/wheel ## move 512 MiB under constant writes from one process to another, and compare every byte
 	$(VENV)/bin/whimbrel demo $(ARGS)
 
-test: $(VENV)/wheel qemu ## all tests but the long ones, on the wheel, on all cores (some 6 minutes on two)
+test: $(VENV)/wheel qemu spin ## all tests but the long ones, on the wheel, on all cores (some 6 minutes on two)
 	WHIMBREL_TESTS_THE_WHEEL=1 $(PYTHON) -m pytest -n auto --dist worksteal -m "not long" $(ARGS)
 
-test-long: $(VENV)/wheel qemu ## the long ones
+test-long: $(VENV)/wheel qemu spin ## the long ones
 	$(PYTHON) -m pytest -m "long" $(ARGS)
 
 sweep: $(VENV)/wheel ## cut a handover behind every byte, some 220 000 times; goes on where it was, and writes docs/never-two.md
@@ -33,6 +33,9 @@ sweep: $(VENV)/wheel ## cut a handover behind every byte, some 220 000 times; go
 
 qemu: ## have a QEMU here to test against, if it can be had
 	@tools/make-qemu
+
+spin: ## have spin here, which checks the model of the handover, if it can be had
+	@tools/make-spin
 
 lint: $(VENV)/tools ## ruff and the direction of imports
 	$(VENV)/bin/ruff check .

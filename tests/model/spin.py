@@ -104,7 +104,7 @@ def explore(bounds: Bounds, folder: Path, *, cycles: bool = False, model: Path =
     # To compile well takes longer than a small search.
     how = ["-O0" if bounds.attempts < 3 else "-O2", "-DNP" if cycles else "-DSAFETY"]
     _run(folder, "gcc", *how, "-w", "-DVECTORSZ=1024", "-o", "pan", "pan.c")
-    return _searched(_run(folder, "./pan", f"-m{DEEPEST}", *(["-l"] if cycles else [])))
+    return _searched(_run(folder, "./pan", f"-m{DEEPEST}", "-w22", *(["-l"] if cycles else [])))
 
 
 def _searched(said: str) -> Found:
