@@ -1,8 +1,8 @@
 """A drive that goes along, beside the block migration of a QEMU; and one that is mostly a hole.
 
 Every run has an image of its own to load into, and it is compared when the run is over: a QEMU ends without a word
-where more than it is just reading fits into its downtime limit, so that is 1 ms. The images are in memory (tmpfs): whimbrel
-waits until everything is durable before the machine runs, and on a disk that would be what is measured.
+where more than it is just reading fits into its downtime limit, so that is 1 ms. The images are in memory (tmpfs):
+whimbrel waits until everything is durable before the machine runs, and on a disk that would be what is measured.
 """
 
 from __future__ import annotations
