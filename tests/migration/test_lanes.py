@@ -612,7 +612,6 @@ def lane(number, uuid=bytes(16)):
         (b"\x16\x03\x01\x02\0\1", "it speaks TLS: both ends need tls-creds"),
         (b"WHMB" + bytes(28), "it begins with 0x57484d42"),
         (skeleton.HEADER, "another source has come before it"),
-        (lane(2), "lane 2 has come, expected 0 to 1"),
         (lane(0), "lane 0 has come twice"),
         (lane(1, b"x" * 16), "UUID 7878"),
         (b"\x11\x22\x33\x44\0\0\0\2" + bytes(56), "a lane has version 2"),
@@ -653,6 +652,16 @@ def test_a_lane_that_nobody_comes_for(caplog):
         for bytes_ in (lane(0), skeleton.HEADER, lane(1)):
             wait.connect(bytes_ + b"+")
         assert wait.came()
+
+
+@pytest.mark.parametrize("said", [(lane(2), skeleton.HEADER), (skeleton.HEADER, lane(2))])
+def test_a_source_with_more_lanes(said):
+    """Its settings are wrong, and a QEMU might stand still for good if it had but that lane hung up on."""
+    with Wait() as wait:
+        for bytes_ in said:
+            wait.connect(bytes_)
+        wait.thread.join(LONG)
+        assert "lane 2 has come, expected 0 to 1; multifd-channels must be the same" in str(wait.error)
 
 
 def test_lanes_of_two_sources_are_not_mixed():

@@ -8,7 +8,8 @@ or that of a word about ownership (wire format, sections 1.1, 5.1, 5.2 and 11.1)
 * **A stranger ends nothing.** Whoever hangs up, fails in TLS or says something else is hung up on, with a line in the
   log, and the waiting goes on.
 * **A source is believed to be there when a stream's header came.** From then on its lanes have their time, and if they
-  do not come that is an error of that source's, which ends the wait. A second source is a stranger.
+  do not come, or more than are expected do, that is an error of that source's, which ends the wait. A second source is
+  a stranger.
 * **Lanes are one source's** if they say the same UUID and have shown the certificate of the main channel. Without TLS a
   UUID is no secret: whoever can connect and knows it can be a lane.
 """
@@ -286,11 +287,6 @@ class Gathering:
         with self._deciding:
             if self._over.is_set():
                 return
-            if init.number >= self._count:
-                raise StreamError(
-                    f"lane {init.number} has come, expected 0 to {self._count - 1}",
-                    hint="multifd-channels must be the same at both ends",
-                )
             if self._uuid is not None and init.uuid != self._uuid:
                 raise StreamError(
                     f"lane {init.number} is of a machine with UUID {init.uuid.hex()}, expected {self._uuid.hex()}",
@@ -311,6 +307,14 @@ class Gathering:
         identity = self._main[0].identity
         of_source = [lanes for owner, lanes in self._lanes.items() if owner[0] == identity]
         for lanes in of_source if self._count else [{}]:
+            if (highest := max(lanes, default=0)) > max(self._count - 1, 0):
+                # A QEMU whose lane is hung up on may stand still for good, so this must not go on with the others.
+                self._failure = StreamError(
+                    f"lane {highest} has come, expected 0 to {self._count - 1}",
+                    hint="multifd-channels must be the same at both ends",
+                )
+                self._end()
+                return
             if len(lanes) == self._count:
                 self._whole = tuple(lanes[number] for number in range(self._count))
                 self._end()
