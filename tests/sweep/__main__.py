@@ -21,12 +21,17 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=4 * 3600.0, help="begin nothing more after so long")
     parser.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES))
     parser.add_argument("--write", action="store_true", help="write the result and the table of the docs")
+    parser.add_argument("--commit", default="", help="what it runs at, for the page")
     options = parser.parse_args()
     sweep(options.modes, options.kept, processes=options.processes, seconds=options.seconds)
     result = summary(options.kept)
     print(report.table(result))
     if options.write:
-        report.RESULTS.write_text(json.dumps({**report.kept(), **result}) + "\n")
+        for mode in result["modes"].values():
+            mode["commit"] = options.commit
+        before = report.kept()
+        modes = {**before.get("modes", {}), **result["modes"]}  # modes that were not swept now stay as they were
+        report.RESULTS.write_text(json.dumps({**before, **result, "modes": modes}) + "\n")
         report.write()
     return 1 if result["wrong"] else 0
 

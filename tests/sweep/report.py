@@ -81,11 +81,18 @@ def _counts(found: Sequence[Row]) -> Counter[str]:
 
 def _where(name: str, mode: Mapping[str, Any], found: Sequence[Row]) -> Iterator[str]:
     """Where on the main channel the outcome changes, action by action."""
-    forth = mode["connections"][0]["forth"]
-    yield f"`{name}`: {mode['summary']}. {forth:,} bytes go forth on the main channel; the guest stands still from "
-    yield f"byte {mode['connections'][0]['window']:,} on."
+    main = mode["connections"][0]
+    at = f" At commit {mode['commit']}." if "commit" in mode else ""
+    yield f"`{name}`: {mode['summary']}.{at}"
+    if main["number"] == 0:
+        yield f"{main['forth']:,} bytes go forth on the main channel; the guest stands still from byte"
+        yield f"{main['window']:,} on."
+    else:
+        yield f"{main['forth']:,} bytes go forth on the second connection."
+    if "planned" in mode and mode["cuts"] < mode["planned"]:
+        yield f"Made so far: {mode['cuts']:,} of {mode['planned']:,} cuts, spread evenly; rows pass over the others."
     yield ""
-    rows = [row for row in found if row.connection == 0]
+    rows = [row for row in found if row.connection == main["number"]]
     body = []
     for way in ("forth", "back"):
         for action in ACTIONS:

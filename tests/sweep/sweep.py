@@ -169,6 +169,7 @@ def summary(kept: Path) -> dict[str, Any]:
             modes[mode] = {
                 "summary": MODES[mode].summary,
                 "cuts": sum(piece["cuts"] for piece in mine),
+                "planned": len(everywhere(measured, all_of_it=mode in EVERYWHERE)),
                 "processor_seconds": round(sum(piece["processor_seconds"] for piece in mine)),
                 "connections": [
                     {"number": number, "forth": measured.sizes[number, way], "window": measured.window.get(number, 0)}
