@@ -233,6 +233,7 @@ class World:
         self.oracle.entries()
         self.recorder.take()
         self.source.notifiers.drain(60.0)
+        gc.collect()  # what others have left behind may go at any time, and is not this world's
         self._at_rest = self._held()
 
     def _machine(self) -> Any:
