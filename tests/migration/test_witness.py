@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from whimbrel import MigrationStatus, RunState, Settings
-from whimbrel.errors import HandoverTimeout, HandoverUndecided, PeerRefused, StreamError
+from whimbrel.errors import HandoverTimeout, HandoverUndecided, PeerRefused, StateError, StreamError
 from whimbrel.migration import witnessing
 from whimbrel.migration.handover import DestinationOwnership, SourceOwnership
 from whimbrel.testing.faults import Faults, FaultyChannel
@@ -220,3 +220,17 @@ def test_a_witness_that_the_two_have_not_met_at_is_not_asked(pair, monkeypatch):
     assert "at which we have not met" in str(incoming.error)
     assert isinstance(outgoing.error, HandoverTimeout)
     assert holds(pair) == "source"
+
+
+def test_a_destination_that_cannot_have_its_drives_does_not_ask(pair, monkeypatch):
+    """What the witness has given cannot be given back: the drives come first, and without them the source wins."""
+
+    def taken():
+        raise StateError("the drive disk0 is in use by somebody else")
+
+    monkeypatch.setattr(pair.destination.drives, "take_over", taken)
+    incoming, outgoing = pair.run()
+    assert incoming.ownership == "refused"
+    assert "in use" in str(incoming.error)
+    assert outgoing.info.ownership == "owner"
+    assert pair.source.run_state == "running"

@@ -20,6 +20,7 @@ from whimbrel.errors import (
     ChannelError,
     ChannelLost,
     HandoverUndecided,
+    JournalError,
     MigrationCancelled,
     MigrationError,
     PeerRefused,
@@ -290,10 +291,16 @@ class IncomingMigration(Attempt):
         assert self._agreed is not None, "asked outside of an attempt"
         assert self._witness is not None, "asked without having met"
         self._stop_waiting_for_the_order()
+        try:
+            self._machine.drives.take_over()  # before it is asked: what it has given cannot be given back
+        except StateError:
+            self._refuse(Reason.FAILED)
+            raise
         match ask(self._witness, self._agreed.mid, DESTINATION, self._decided):
             case found if found == DESTINATION:
                 self._take_over(self._start, Reason.WITNESS)
             case found if found == SOURCE:
+                self._machine.drives.release()
                 self._refuse(Reason.WITNESS)
                 raise PeerRefused(
                     "the witness has given the machine back to the source, and what was loaded here is gone",
@@ -494,10 +501,10 @@ class IncomingMigration(Attempt):
         """After the proof was sent the source may have let go: what is here is kept, and that is the error."""
         if self._ownership.now is not DestinationOwnership.PREPARED:
             return error
-        if isinstance(error, StateError):
+        if isinstance(error, StateError | JournalError):
             undecided = HandoverUndecided(
                 f"the machine is here, whole and stopped, and may not run: {error.message}",
-                hint="once its drives are free adopt() starts it here; if the source runs, discard() it",
+                hint="once that is mended adopt() starts it here; if the source runs, discard() it",
             )
             undecided.__cause__ = error
             return undecided
