@@ -322,14 +322,20 @@ def test_any_value_is_stored_or_refused(name, value):
 
 
 def test_own_defaults():
-    assert Backends().as_dict() == {"dirty-tracker": "auto", "memory": "anonymous", "verbs-provider": "auto", "witness": ""}
+    assert Backends().as_dict() == {
+        "dirty-tracker": "auto",
+        "memory": "anonymous",
+        "verbs-provider": "auto",
+        "witness": "",
+    }
     assert PluginChoices().as_dict() == {
         "notifiers": (), "active": (), "savevm": ("ram", "block", "devices"), "disable": (), "prefer": {}
     }  # fmt: skip
     assert Limits().as_dict() == {
         "connect-timeout": 10.0, "handshake-timeout": 10.0, "keepalive": 10.0, "peer-timeout": 60.0, "strangers": 8,
         "header-timeout": 10.0, "handover-timeout": 0.0,
-        "idle-timeout": 30.0, "sections": 4096, "blocks": 4096, "description": 16 << 20, "device-section": 16 << 20, "device-sections": 64 << 20,
+        "idle-timeout": 30.0, "sections": 4096, "blocks": 4096, "description": 16 << 20,
+        "device-section": 16 << 20, "device-sections": 64 << 20,
         "zstd-window": 8 << 20,
     }  # fmt: skip
 
