@@ -97,7 +97,7 @@ def test_cve_2013_4150_more_queues_than_configured():
     multifd-channels is refused when it connects.
     """  # fmt: skip
     with pytest.raises(StreamError, match="lane 2 has come, expected 0 to 1"):
-        connected([2], lanes=2)
+        connected([None, 2], lanes=2)
 
 
 @pytest.mark.parametrize("count", [4, U32_MAX])
@@ -375,7 +375,7 @@ def test_older_multifd_three_numbers_that_were_not_checked():
     that are no whole pages; all three are refused here.
     """  # fmt: skip
     with pytest.raises(StreamError, match="lane 2 has come"):
-        connected([2], lanes=2)
+        connected([None, 2], lanes=2)
     for fields in ({"pages": 129}, {"pages": 1, "offsets": [PAGE - 1]}):
         with pytest.raises(StreamError):
             multifd.parse_packet(memoryview(packet(**fields)), 0)

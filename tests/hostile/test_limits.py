@@ -435,7 +435,7 @@ def test_lanes_are_as_many_as_was_agreed_each_once():
     assert connected([None, 0, 1], lanes=2) == 2
     for number in (2, 255):
         with pytest.raises(StreamError, match=f"lane {number} has come, expected 0 to 1"):
-            connected([number], lanes=2)
+            connected([None, number], lanes=2)
 
 
 # --------------------------------------------------------------------------------------------------------------- codecs
