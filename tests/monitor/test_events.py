@@ -87,7 +87,8 @@ def test_a_cancel(crawling, hear):
     assert crawling.at_source.execute("migrate_cancel") == {}
 
 
-def test_settings_while_a_migration_runs(crawling):
+def test_settings_while_a_migration_runs(crawling, until):
+    until(lambda: crawling.at_destination.execute("query-migrate").get("status") == "active", "the stream's header")
     with pytest.raises(MonitorError, match="There's a migration process in progress"):
         crawling.at_source.execute("migrate-set-capabilities", capabilities=[{"capability": "events", "state": False}])
     with pytest.raises(MonitorError, match="There's a migration process in progress"):
