@@ -32,6 +32,7 @@ import attrs
 from whimbrel.abc import Patience
 from whimbrel.errors import ChannelClosed, ConfigError, ConnectError, StreamError
 from whimbrel.verbs import CmListener, ConnectionId, VerbsProvider
+from whimbrel_transports._hosts import LOOPBACK, look_up_patiently
 from whimbrel_transports._sockets import BACKLOG, SLICE, connect_socket, connecting, listening, reason, tune_tcp
 from whimbrel_transports._verbs_connection import Connection, receive_exactly
 from whimbrel_transports._verbs_frames import HEADER, Kind, parse
@@ -47,7 +48,6 @@ _CREDENTIALS: Final = struct.Struct("iII")
 _LONGEST: Final = 107
 _KNOCKING: Final = 10.0  # seconds a stranger may take to say what it wants
 _MOST: Final = 256  # strangers at once
-_LOOPBACK: Final = "127.0.0.1"
 
 
 class Ways(IntFlag):
@@ -83,7 +83,8 @@ class Emulation(VerbsProvider):
         if port == 0:
             raise ConfigError(f"cannot connect to {where!r}: port 0 is for listening on a free one")
         failure = ConnectError(f"Failed to connect to '{where}': it has no address")
-        for family, address in _look_up_patiently(host or _LOOPBACK, port, where, patience):
+        looked_up = look_up_patiently(lambda: _look_up(host or LOOPBACK, port, where), host or LOOPBACK, patience)
+        for family, address in looked_up:
             try:
                 connected = connect_socket(family, address, where, patience)
             except ConnectError as error:
@@ -378,24 +379,3 @@ def _look_up(host: str, port: int, where: str, *, flags: int = 0) -> list[tuple[
     except OSError as error:
         raise ConnectError(f"address resolution failed for {where}: {reason(error)}") from error
     return [(family, address) for family, _, _, _, address in found]
-
-
-def _look_up_patiently(host: str, port: int, where: str, patience: Patience) -> list[tuple[int, Any]]:
-    """The addresses of a name; a resolver cannot be interrupted, so it has a thread to be slow on."""
-    answers: list[list[tuple[int, Any]]] = []
-    failures: list[Exception] = []
-
-    def look_up() -> None:
-        try:
-            answers.append(_look_up(host, port, where))
-        except Exception as error:  # noqa: BLE001 - raised by the thread that waits
-            failures.append(error)
-
-    thread = threading.Thread(target=look_up, name="whimbrel-resolver", daemon=True)
-    thread.start()
-    while thread.is_alive():
-        patience.check(f"looking up {host!r}")
-        thread.join(min(SLICE, patience.remaining()))
-    if failures:
-        raise failures[0]
-    return answers[0]

@@ -20,6 +20,7 @@ from whimbrel.errors import ChannelClosed, ConfigError, ConnectError, ProtocolEr
 from whimbrel.hookspecs import hookimpl
 from whimbrel.verbs import CmListener, ConnectionId, VerbsOffers, VerbsProvider
 from whimbrel.wire import rdma as wire
+from whimbrel_transports._hosts import parse_host_and_port
 from whimbrel_transports._rdma_channel import ArrivingChannel, DepartingChannel
 from whimbrel_transports._rdma_link import Link, ReceivingLink, SendingLink
 
@@ -31,8 +32,6 @@ __all__ = ["PIN_ALL", "RdmaTransport", "whimbrel_transports"]
 PIN_ALL: Final = "rdma-pin-all"
 RETURN_PATH: Final = 5.0  # seconds that the second connection may take
 
-_LOOPBACK: Final = "127.0.0.1"
-_EXPECTED: Final = "expected HOST:PORT, with an IPv6 address in [brackets]"
 
 _log = logging.getLogger("whimbrel.transports.rdma")
 
@@ -62,7 +61,7 @@ class RdmaTransport(Transport):
 
     def connect(self, address: str, patience: Patience) -> Channel:
         """Connect to `address`, twice. Raises ConfigError, ConnectError, IncompatibleError and MigrationCancelled."""
-        host, port = _parse(address)
+        host, port = parse_host_and_port(address, "RDMA")
         if port == 0:
             raise ConfigError(f"cannot connect to {address!r}: port 0 is for listening on a free one")
         patience.check(f"connecting to '{address}'")
@@ -76,7 +75,7 @@ class RdmaTransport(Transport):
 
     def listen(self, address: str) -> Listener:
         """Listen on `address`. Raises ConfigError, ConnectError, leaving nothing."""
-        host, port = _parse(address)
+        host, port = parse_host_and_port(address, "RDMA")
         return _RdmaListener(self._verbs.provider().create().listen(host, port), pin_all=self._pin_all)
 
 
@@ -159,7 +158,7 @@ def _agreed(answer: bytes, *, asked: bool) -> bool:
 def is_exposed_at(address: str) -> bool:
     """Whether an address is one that others than this host's processes have a way to; True where it cannot be told."""
     try:
-        return not _is_loopback(_parse(address)[0])
+        return not _is_loopback(parse_host_and_port(address, "RDMA")[0])
     except ConfigError:
         return True
 
@@ -169,20 +168,3 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _parse(address: str) -> tuple[str, int]:
-    host, _, port = address.rpartition(":")
-    if not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535):
-        raise ConfigError(f"the RDMA address {address!r} has the port {port!r}; {_EXPECTED}, a port from 0 to 65535")
-    if host.startswith("["):
-        try:
-            ipaddress.IPv6Address(host[1:].removesuffix("]"))
-        except ValueError as exc:
-            raise ConfigError(f"the RDMA address {address!r} has no IPv6 address in its brackets: {exc}") from exc
-        if not host.endswith("]"):
-            raise ConfigError(f"the RDMA address {address!r} has a bracket that does not close; {_EXPECTED}")
-        host = host[1:-1]
-    elif any(character in host for character in ":[]\0"):
-        raise ConfigError(f"the RDMA address {address!r} has the host {host!r}; {_EXPECTED}")
-    return host or _LOOPBACK, int(port)

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from whimbrel.abc import Channel, Listener, Patience, Transport, TransportSpec
 from whimbrel.errors import ConfigError, ConnectError
 from whimbrel.hookspecs import hookimpl
+from whimbrel_transports._hosts import look_up_patiently, parse_host_and_port
 from whimbrel_transports._sockets import (
     BACKLOG,
-    SLICE,
     SocketChannel,
     SocketListener,
     connect_socket,
@@ -32,9 +31,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = ["TcpTransport", "whimbrel_transports"]
-
-_LOOPBACK: Final = "127.0.0.1"
-_EXPECTED: Final = "expected HOST:PORT, with an IPv6 address in [brackets]"
 
 
 @hookimpl
@@ -60,7 +56,7 @@ class TcpTransport(Transport):
 
         A name that is being looked up when the patience ends leaves its thread behind until the resolver gives up.
         """
-        host, port = _parse(address)
+        host, port = parse_host_and_port(address, "TCP")
         if port == 0:
             raise ConfigError(f"cannot connect to {address!r}: port 0 is for listening on a free one")
         failure = ConnectError(f"Failed to connect to '{address}': it has no address")
@@ -81,7 +77,7 @@ class TcpTransport(Transport):
 
     def listen(self, address: str) -> Listener:
         """Listen on the first address of a name that can be. Raises ConfigError, ConnectError, leaving nothing."""
-        host, port = _parse(address)
+        host, port = parse_host_and_port(address, "TCP")
         failure = ConnectError(f"Failed to listen on '{address}': it has no address")
         found = _addresses(host, port, address)
         for family, where in found:
@@ -99,7 +95,7 @@ class TcpTransport(Transport):
 def is_exposed_at(address: str) -> bool:
     """Whether it is an address that others have a way to; a name has to be looked up first, and is none here."""
     try:
-        return not is_loopback(_parse(address)[0])
+        return not is_loopback(parse_host_and_port(address, "TCP")[0])
     except (ConfigError, ValueError):
         return False
 
@@ -107,7 +103,7 @@ def is_exposed_at(address: str) -> bool:
 def host_of(address: str) -> str:
     """The host in it; "" for what is no address of TCP."""
     with suppress(ConfigError):
-        return _parse(address)[0]
+        return parse_host_and_port(address, "TCP")[0]
     return ""
 
 
@@ -145,23 +141,6 @@ def _uri(where: Any) -> str:
     return f"tcp:[{host}]:{port}" if ":" in host else f"tcp:{host}:{port}"
 
 
-def _parse(address: str) -> tuple[str, int]:
-    host, _, port = address.rpartition(":")
-    if not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535):
-        raise ConfigError(f"the TCP address {address!r} has the port {port!r}; {_EXPECTED}, and a port from 0 to 65535")
-    if host.startswith("["):
-        try:
-            ipaddress.IPv6Address(host[1:].removesuffix("]"))
-        except ValueError as error:
-            raise ConfigError(f"the TCP address {address!r} has no IPv6 address in its brackets: {error}") from error
-        if not host.endswith("]"):
-            raise ConfigError(f"the TCP address {address!r} has a bracket that does not close; {_EXPECTED}")
-        host = host[1:-1]
-    elif any(character in host for character in ":[]\0"):
-        raise ConfigError(f"the TCP address {address!r} has the host {host!r}; {_EXPECTED}")
-    return host or _LOOPBACK, int(port)
-
-
 def _addresses(host: str, port: int, address: str) -> list[tuple[int, object]]:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICSERV)
@@ -173,27 +152,11 @@ def _addresses(host: str, port: int, address: str) -> list[tuple[int, object]]:
 
 
 def _looked_up(host: str, port: int, address: str, patience: Patience) -> list[tuple[int, object]]:
-    """The addresses of a name; a resolver cannot be interrupted, so it has a thread to be slow on."""
+    """The addresses of a host; only a name has to be asked about."""
     try:
         ipaddress.ip_address(host)
     except ValueError:
         pass
     else:
         return _addresses(host, port, address)
-    answer: list[tuple[int, object]] = []
-    failure: list[Exception] = []
-
-    def look_up() -> None:
-        try:
-            answer.extend(_addresses(host, port, address))
-        except Exception as error:  # noqa: BLE001 - raised by the thread that waits
-            failure.append(error)
-
-    thread = threading.Thread(target=look_up, name="whimbrel-resolver", daemon=True)
-    thread.start()
-    while thread.is_alive():
-        patience.check(f"looking up {host!r}")
-        thread.join(min(SLICE, patience.remaining()))
-    if failure:
-        raise failure[0]
-    return answer
+    return look_up_patiently(lambda: _addresses(host, port, address), host, patience)
