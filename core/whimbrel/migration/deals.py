@@ -86,7 +86,6 @@ class Deal(ABC):
     """One way to hand over; one attempt, the migration thread."""
 
     name: ClassVar[str]
-    answers: ClassVar[int] = 0  # how many of the destination's answers the switchover waits for
 
     def __init__(self, link: Link) -> None:
         self._link = link
@@ -169,7 +168,6 @@ class QemuTiming(Deal):
     """To a QEMU, as a QEMU: a destination that refuses what it has read is heard when it is too late."""
 
     name = "qemu"
-    answers = 1
 
     def prove(self) -> None:
         """Get everything out."""
@@ -180,7 +178,6 @@ class Proof(Deal):
     """To a QEMU, more safely than a QEMU: its PONG behind the devices proves that it has loaded them."""
 
     name = "proof"
-    answers = 2
 
     def prove(self) -> None:
         """Wait for the PONG."""
@@ -303,7 +300,6 @@ class Witnessed(Pairwise):
     """
 
     name = "witness"
-    answers = 1
 
     def __init__(self, link: Link, attempt: commands.Attempt, digest: StreamDigest, witness: Witness) -> None:
         super().__init__(link, attempt, digest, None)

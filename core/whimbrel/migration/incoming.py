@@ -150,7 +150,7 @@ class IncomingMigration(Attempt):
 
         Waits no longer for the order to start, as `adopt`; raises as it does.
         """
-        self._decide(self._drop)
+        self._decide(lambda: self._refuse(Reason.OPERATOR))
 
     def close(self) -> None:
         """End everything that still runs for this migration: the wait, the load, the announcing."""
@@ -174,9 +174,6 @@ class IncomingMigration(Attempt):
             if not self._status.now.finished or self._ownership.now is not DestinationOwnership.PREPARED:
                 raise StateError(f"nothing is left undecided: this side's ownership is {self._ownership.now}")
             action()
-
-    def _drop(self) -> None:
-        self._refuse(Reason.OPERATOR)
 
     # --------------------------------------------------------------------------------- the incoming thread
 
