@@ -26,7 +26,7 @@ test: $(VENV)/wheel qemu spin ## all tests but the long ones, on the wheel, on a
 	WHIMBREL_TESTS_THE_WHEEL=1 $(PYTHON) -m pytest -n auto --dist worksteal -m "not long" $(ARGS)
 
 test-long: $(VENV)/wheel qemu spin ## the long ones
-	$(PYTHON) -m pytest -m "long" $(ARGS)
+	$(PYTHON) -m pytest -m "long" --timeout=3600 $(ARGS)
 
 sweep: $(VENV)/wheel ## cut a handover behind every byte, some 220 000 times; goes on where it was, and writes docs/never-two.md
 	$(PYTHON) -m tests.sweep --write $(ARGS)

@@ -224,8 +224,9 @@ def start(folder):
 class CutAfterTheProof:
     """Joins a source to a destination until that has proved that it holds everything, and then cuts the link."""
 
-    def __init__(self, uri):
+    def __init__(self, uri, then=lambda: None):
         _, host, port = uri.split(":")
+        self.then = then
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.far = (host, int(port))
         self.thread = threading.Thread(target=self.relay)
@@ -249,6 +250,8 @@ class CutAfterTheProof:
             proved.set()
             near.sendall(answer)
             there.join()
+        self.listener.close()  # or whoever asks again would wait for what nobody takes up
+        self.then()
 
     def pump(self, near, far, proved):
         while data := near.recv(1 << 16):
@@ -259,5 +262,8 @@ class CutAfterTheProof:
 
 @pytest.fixture
 def cut_after_the_proof():
-    """A context manager that is given a destination's URI and yields one that leads there for too short a time."""
+    """A context manager that is given a destination's URI and yields one that leads there for too short a time.
+
+    It may be given what to do then, as well.
+    """
     return CutAfterTheProof

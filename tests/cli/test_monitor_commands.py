@@ -201,14 +201,33 @@ def test_a_cancel_by_somebody_else_shows(cli, monitored, destination):
     assert json.loads(result.stdout)["status"] == "cancelled"
 
 
-def test_an_undecided_end_has_a_status_of_its_own(cli, complaint, monitored, destination, cut_after_the_proof):
+def test_an_answer_that_does_not_come_is_waited_for_until_ctrl_c(
+    cli, complaint, monitored, destination, cut_after_the_proof
+):
     machine, qmp = monitored()
-    with cut_after_the_proof(destination.uri) as uri:
+    with cut_after_the_proof(destination.uri, lambda: os.kill(os.getpid(), signal.SIGINT)) as uri:
         result = cli("migrate", uri, "--qmp", qmp)
     assert result.exit_code == 3
-    assert "was let go of" in complaint(result)
-    assert machine.run_state == "postmigrate"
+    assert "is asked again until it does" in result.stderr
+    assert "it goes on being asked" in complaint(result)
+    assert machine.run_state == "finish-migrate"
     assert rows(cli("status", "--qmp", qmp))["ownership"] == "released"
+
+
+def test_an_undecided_end_has_a_status_of_its_own(cli, complaint, monitored, destination, cut_after_the_proof):
+    machine, qmp = monitored()
+    decisions = []
+
+    def decide():
+        decisions.append(threading.Thread(target=machine.reclaim))
+        decisions[0].start()
+
+    with cut_after_the_proof(destination.uri, decide) as uri:
+        result = cli("migrate", uri, "--qmp", qmp)
+    decisions[0].join()
+    assert result.exit_code == 3
+    assert "was let go of" in complaint(result)
+    assert machine.run_state == "paused"
 
 
 # ------------------------------------------------------------------------------------------------------- status

@@ -13,7 +13,7 @@ from whimbrel.cli._monitor import ENDS, connected, exit_status, info_of
 from whimbrel.cli._options import capability_name, capability_option, json_option, parameter, qmp_option
 from whimbrel.cli._output import complain, note, print_json, print_rows
 from whimbrel.cli._progress import Progress, report
-from whimbrel.errors import ConfigError, GuestError, MigrationCancelled, MonitorError, StateError
+from whimbrel.errors import ConfigError, GuestError, HandoverUndecided, MigrationCancelled, MonitorError, StateError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from whimbrel.monitor import MonitorClient
 
 POLL: Final = 0.1  # seconds
+LONG: Final = 1.0  # seconds without an answer, before that is said
 
 
 @click.command()
@@ -48,7 +49,8 @@ def migrate(
     """Move a machine to URI while it runs.
 
     URI is where the destination listens: tcp:HOST:PORT, unix:PATH or another transport's. Ctrl-C cancels the migration,
-    and the machine goes on where it is. The options stay set for later migrations.
+    and the machine goes on where it is; once the machine has been let go of, it ends the watching alone, with status 3.
+    The options stay set for later migrations.
     """
     if ":" not in uri:
         raise ConfigError(f"{uri!r} is no migration URI", hint="expected SCHEME:ADDRESS, such as tcp:127.0.0.1:4444")
@@ -88,15 +90,22 @@ def _prepare(client: MonitorClient, parameters: dict[str, Any], switched_on: lis
 
 
 def _watch(client: MonitorClient, progress: Progress, interrupted: Callable[[], bool]) -> Info:
-    """Show it to its end, and cancel it on Ctrl-C, or when the guest has failed and there is nothing left to move."""
+    """Show it to its end, and cancel it on Ctrl-C, or when the guest has failed and there is nothing left to move.
+
+    Once the machine has been let go of there is nothing to cancel: Ctrl-C then ends the watching alone.
+    """
     info: Info = {"status": "setup"}
     cancelled = False
+    unanswered = _Unanswered()
     while True:
         try:
             if (interrupted() or info.get("failure")) and not cancelled:
                 cancelled = True
                 client.execute("migrate_cancel")
             info = info_of(client)
+            unanswered.show(info)
+            if interrupted() and unanswered:
+                return info
         except MonitorError as exc:
             if failure := info.get("failure"):
                 raise GuestError(failure) from exc
@@ -106,6 +115,28 @@ def _watch(client: MonitorClient, progress: Progress, interrupted: Callable[[], 
         if info["status"] in ENDS:
             return info
         time.sleep(POLL)
+
+
+class _Unanswered:
+    """Whether the destination has owed the word that the machine runs there for long; says so when that begins."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self._said = False
+
+    def show(self, info: Info) -> None:
+        """Take note of how it stands now."""
+        if info["status"] in ENDS or info.get("ownership") != "released":
+            return
+        now = time.monotonic()
+        self._since = now if self._since is None else self._since
+        if now - self._since >= LONG and not self._said:
+            self._said = True
+            note("the machine was let go of, and the destination does not answer: it is asked again until it does; "
+                 "Ctrl-C ends the watching, not the asking")  # fmt: skip
+
+    def __bool__(self) -> bool:
+        return self._said
 
 
 def _conclude(info: Info) -> int:
@@ -119,6 +150,12 @@ def _conclude(info: Info) -> int:
         case "failed":
             complain(info.get("error-desc") or "the migration failed")
             return exit_status(info)
+        case status if status not in ENDS:
+            complain(
+                "the machine was let go of, and the destination has not said that it runs; it goes on being asked: "
+                "`whimbrel status` tells how that ends"
+            )
+            return HandoverUndecided.exit_code
         case _:
             complain("the migration was cancelled; the machine goes on where it is")
             return MigrationCancelled.exit_code
