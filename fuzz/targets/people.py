@@ -19,7 +19,8 @@ from whimbrel.monitor.context import Context
 from whimbrel.monitor.protocol import MAX_MESSAGE, Framer
 from whimbrel.monitor.session import Session
 from whimbrel.plugins import PluginManager
-from whimbrel_transports import _words, fd, file, tcp, unix
+from whimbrel_transports import _words, fd, file, unix
+from whimbrel_transports._hosts import parse_host_and_port
 
 
 class Uris(Target):
@@ -32,7 +33,8 @@ class Uris(Target):
         self._plugins = PluginManager()
         # Those that read an address without going there.
         self._addresses: dict[str, Callable[[str], object]] = {
-            "tcp": tcp._parse, "unix": unix._check, "fd": fd._parse, "file": file._parse, "exec": _words.split,
+            "tcp": lambda text: parse_host_and_port(text, "TCP"),
+            "unix": unix._check, "fd": fd._parse, "file": file._parse, "exec": _words.split,
         }  # fmt: skip
 
     def seeds(self) -> Iterable[bytes]:
