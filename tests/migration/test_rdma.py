@@ -8,53 +8,14 @@ import attrs
 import numpy as np
 import pytest
 
-from whimbrel import MigrationStatus, PluginManager, RunState
-from whimbrel.abc import TransportSpec
-from whimbrel.hookspecs import hookimpl
+from whimbrel import MigrationStatus, RunState
 from whimbrel.testing.pair import settle
 from whimbrel.wire.rdma import ControlType
 from whimbrel_transports._rdma_writing import Writing
-from whimbrel_transports.rdma import PIN_ALL, RdmaTransport
+from whimbrel_transports._verbs_pair import Pair as QueuePair
 
-from ..plugins.loopback_verbs import Break, Context, Domain, Loopback, Offers
-
-LONG = 60.0
-
-
-class Link:
-    """rdma: over one provider; every transport it makes is kept, and so is each channel."""
-
-    def __init__(self, offers):
-        self.offers, self.channels = offers, []
-
-    def transport(self, capabilities=frozenset()):
-        return RdmaTransport(self.offers, pin_all=PIN_ALL in capabilities)
-
-    @hookimpl
-    def whimbrel_transports(self):
-        return [TransportSpec(name="rdma", summary="", create=self.transport, create_for=self.transport, several=False)]
-
-
-class Two:
-    """A source and a destination."""
-
-    def __init__(self, build, settings, link, destination_settings=None):
-        self.machines = []
-        for each in (settings, destination_settings or settings.copy()):
-            manager = PluginManager(prefer={"rdma": "link"})
-            manager.register(link, name="link")
-            self.machines.append(build(settings=each, plugins=manager))
-        self.source, self.destination = self.machines
-
-    def migrate(self):
-        incoming = self.destination.incoming("rdma:127.0.0.1:0")
-        return incoming, self.source.migrate(incoming.uri)
-
-    def run(self):
-        incoming, outgoing = self.migrate()
-        settle(outgoing, LONG)
-        settle(incoming, LONG)
-        return incoming, outgoing
+from ..plugins.loopback_verbs import Context
+from .over_rdma import FAULTS, LONG, STRANGER, Meeting, Two, breaks, link_over
 
 
 @pytest.fixture
@@ -67,8 +28,7 @@ def two():
 
     yield make
     for pair in made:
-        for machine in pair.machines:
-            machine.close()
+        pair.close()
 
 
 @pytest.fixture
@@ -77,9 +37,9 @@ def build(churning):
     return churning({"a": 600, "b": 4}, alter=lambda machine, churn: machine.ram.add("zeros", 300 * 4096))
 
 
-@pytest.fixture(params=["shared", "socket", "a stranger's"])
+@pytest.fixture(params=["shared", "socket", STRANGER])
 def link(request):
-    return Link(Offers() if request.param == "a stranger's" else PluginManager(verbs_provider=request.param))
+    return link_over(request.param)
 
 
 @pytest.mark.parametrize("memory", ["memfd", pytest.param("anonymous", marks=pytest.mark.long)])
@@ -101,52 +61,16 @@ def test_a_machine_moves_while_it_writes(two, build, settings, link, pin_all, me
 # ------------------------------------------------------------------------------------------------- failure anywhere
 
 
-def regions_of(two_ends):
-    """Regions that are still registered at either end."""
-    return sum(len(made.regions) for end in two_ends for made in end.context.made if isinstance(made, Domain))
-
-
-class Meeting:
-    """What happens to the n-th control message of a kind that one side sends; `seen` are all, in order."""
-
-    def __init__(self, monkeypatch, side=None, kind=None, number=0, fault=None):
-        self.seen, self.ends = [], set()
-        self.left, self.wanted, self.fault = number, (side, kind), fault
-        monkeypatch.setattr(Loopback, "meet", staticmethod(self))
-
-    def __call__(self, sender, data):
-        this = ("destination" if sender.listener is None else "source", ControlType(int.from_bytes(data[4:8], "big")))
-        self.ends |= {sender, sender.other}
-        self.seen.append(this)
-        if this == self.wanted:
-            self.left -= 1
-            if self.left == -1:
-                return self.fault(sender, data)
-        return data
-
-
-def breaks(sender, data):
-    raise Break
-
-
-def is_nonsense(sender, data):
-    return data[:4] + (99).to_bytes(4, "big") + data[8:]
-
-
-def is_cut(sender, data):
-    return data[:-1]
-
-
 SAID = {
     "source": ("QEMU_FILE", "RAM_BLOCKS_REQUEST", "COMPRESS", "REGISTER_REQUEST", "REGISTER_FINISHED", "READY"),
     "destination": ("READY", "RAM_BLOCKS_RESULT", "REGISTER_RESULT", "QEMU_FILE"),
 }
 
 
-def test_the_words_of_a_run(two, build, settings, monkeypatch):
+def test_the_words_of_a_run(two, build, settings, monkeypatch, link):
     """What the tests below break is really said."""
     meeting = Meeting(monkeypatch)
-    pair = two(build, settings, Link(Offers()))
+    pair = two(build, settings, link)
     pair.source.start()
     incoming, _ = pair.run()
     assert incoming.error is None
@@ -156,21 +80,21 @@ def test_the_words_of_a_run(two, build, settings, monkeypatch):
     said = [kind.name for side, kind in meeting.seen if side == "source" and kind.name not in ("QEMU_FILE", "READY")]
     assert said[:2] == ["RAM_BLOCKS_REQUEST", "REGISTER_FINISHED"]
     assert said[-1] == "REGISTER_FINISHED"
-    assert regions_of(meeting.ends) == 0
+    assert meeting.regions() == 0
 
 
 @pytest.mark.parametrize(
-    "fault", [breaks, *(pytest.param(each, marks=pytest.mark.long) for each in (is_nonsense, is_cut))]
+    "fault", [breaks, *(pytest.param(each, marks=pytest.mark.long) for each in FAULTS if each is not breaks)]
 )
 @pytest.mark.parametrize("number", [0, pytest.param(1, marks=pytest.mark.long)])
 @pytest.mark.parametrize(("side", "kind"), [(side, kind) for side, kinds in SAID.items() for kind in kinds])
-def test_a_fault_at_each_control_message(two, build, settings, monkeypatch, side, kind, number, fault):
+def test_a_fault_at_each_control_message(two, build, settings, monkeypatch, link, side, kind, number, fault):
     """The source runs on, both ends are freed, and no region is left."""
     meeting = Meeting(monkeypatch, side, ControlType[kind], number, fault)
-    pair = two(build, settings, Link(Offers()))
+    pair = two(build, settings, link)
     pair.source.start()
     incoming, outgoing = pair.run()
-    happened = meeting.left < 0
+    happened = meeting.happened
     if happened and outgoing.info.ownership == "owner":
         assert outgoing.status is MigrationStatus.FAILED
         assert incoming.error is not None
@@ -181,13 +105,12 @@ def test_a_fault_at_each_control_message(two, build, settings, monkeypatch, side
         # It came too late to matter, or never: there was but one such message.
         assert (number, happened) in ((1, False), (1, True)) or kind in ("READY", "QEMU_FILE")
         assert pair.source.run_state is not RunState.RUNNING
-    for machine in pair.machines:
-        machine.close()
-    assert regions_of(meeting.ends) == 0
+    pair.close()
+    assert meeting.regions() == 0
 
 
 @pytest.mark.parametrize("kind", ["QEMU_FILE", "RAM_BLOCKS_REQUEST", "REGISTER_REQUEST", "REGISTER_FINISHED"])
-def test_a_cancel_at_a_control_message(two, build, settings, monkeypatch, kind):
+def test_a_cancel_at_a_control_message(two, build, settings, monkeypatch, link, kind):
     """The source runs on; the destination hears ERROR, or that the source is gone."""
     met = threading.Event()
     go_on = threading.Event()
@@ -198,7 +121,7 @@ def test_a_cancel_at_a_control_message(two, build, settings, monkeypatch, kind):
         return data
 
     meeting = Meeting(monkeypatch, "source", ControlType[kind], 0, wait)
-    pair = two(build, settings, Link(Offers()))
+    pair = two(build, settings, link)
     pair.source.start()
     incoming, outgoing = pair.migrate()
     assert met.wait(LONG)
@@ -213,7 +136,36 @@ def test_a_cancel_at_a_control_message(two, build, settings, monkeypatch, kind):
     assert pair.source.run_state is RunState.RUNNING
     build.source.wait_steps(3)
     assert not any(block.view.any() for block in build.destination.blocks.values())
-    assert regions_of(meeting.ends) == 0
+    assert meeting.regions() == 0
+
+
+@pytest.mark.parametrize("number", [0, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.parametrize("pin_all", [False, True], ids=["chunk by chunk", "pinned"])
+@pytest.mark.parametrize("link", ["shared", "socket"], indirect=True)
+def test_the_connection_dies_at_a_write(two, build, settings, monkeypatch, link, pin_all, number):
+    """Between words, with pages on their way: the source runs on, and no region is left."""
+    settings.capabilities.rdma_pin_all = pin_all
+    meeting, writes = Meeting(monkeypatch), []
+    post_write = QueuePair.post_write
+
+    def dies(pair, *args, **more):
+        writes.append(pair)
+        if len(writes) == number + 1:
+            pair._line.hang_up()
+        post_write(pair, *args, **more)
+
+    monkeypatch.setattr(QueuePair, "post_write", dies)
+    pair = two(build, settings, link)
+    pair.source.start()
+    incoming, outgoing = pair.run()
+    assert len(writes) > number
+    assert outgoing.status is MigrationStatus.FAILED
+    assert incoming.error is not None
+    assert pair.source.run_state is RunState.RUNNING
+    build.source.wait_steps(3)
+    assert not any(block.view.any() for block in build.destination.blocks.values())
+    pair.close()
+    assert meeting.regions() == 0
 
 
 @pytest.mark.parametrize("source", [False, True])
@@ -221,7 +173,7 @@ def test_pinned_at_one_end_alone_is_not_pinned(two, build, settings, monkeypatch
     meeting = Meeting(monkeypatch)
     other = settings.copy()
     settings.capabilities.rdma_pin_all, other.capabilities.rdma_pin_all = source, not source
-    pair = two(build, settings, Link(Offers()), destination_settings=other)
+    pair = two(build, settings, link_over(STRANGER), destination_settings=other)
     pair.source.start()
     incoming, _ = pair.run()
     assert incoming.error is None
@@ -232,7 +184,7 @@ def test_an_adapter_with_room_for_few_regions(two, build, settings, monkeypatch)
     """What does not fit is unregistered, and registered again when it is written again."""
     meeting = Meeting(monkeypatch)
     monkeypatch.setattr(Context, "attributes", attrs.evolve(Context.attributes, max_mr=2))
-    pair = two(build, settings, Link(Offers()))
+    pair = two(build, settings, link_over(STRANGER))
     pair.source.start()
     incoming, outgoing = pair.run()
     assert incoming.error is None
@@ -243,7 +195,7 @@ def test_an_adapter_with_room_for_few_regions(two, build, settings, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    "fault", [breaks, *(pytest.param(each, marks=pytest.mark.long) for each in (is_nonsense, is_cut))]
+    "fault", [breaks, *(pytest.param(each, marks=pytest.mark.long) for each in FAULTS if each is not breaks)]
 )
 @pytest.mark.parametrize(
     ("side", "kind"), [("source", ControlType.UNREGISTER_REQUEST), ("destination", ControlType.UNREGISTER_FINISHED)]
@@ -251,24 +203,23 @@ def test_an_adapter_with_room_for_few_regions(two, build, settings, monkeypatch)
 def test_a_fault_where_regions_are_given_back(two, build, settings, monkeypatch, side, kind, fault):
     meeting = Meeting(monkeypatch, side, kind, 0, fault)
     monkeypatch.setattr(Context, "attributes", attrs.evolve(Context.attributes, max_mr=2))
-    pair = two(build, settings, Link(Offers()))
+    pair = two(build, settings, link_over(STRANGER))
     pair.source.start()
     incoming, outgoing = pair.run()
-    assert meeting.left < 0
+    assert meeting.happened
     assert outgoing.status is MigrationStatus.FAILED
     assert incoming.error is not None
     assert pair.source.run_state is RunState.RUNNING
     build.source.wait_steps(3)
-    for machine in pair.machines:
-        machine.close()
-    assert regions_of(meeting.ends) == 0
+    pair.close()
+    assert meeting.regions() == 0
 
 
-@pytest.mark.parametrize("fault", [breaks, is_nonsense, is_cut])
-def test_a_fault_at_the_word_that_somebody_has_failed(two, build, settings, monkeypatch, fault):
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_at_the_word_that_somebody_has_failed(two, build, settings, monkeypatch, link, fault):
     """The source gives up while RAM is under way, and its ERROR does not come as one."""
     meeting = Meeting(monkeypatch, "source", ControlType.ERROR, 0, fault)
-    pair = two(build, settings, Link(Offers()))
+    pair = two(build, settings, link)
 
     def fails(*args):
         raise OSError("no more")
@@ -276,13 +227,12 @@ def test_a_fault_at_the_word_that_somebody_has_failed(two, build, settings, monk
     monkeypatch.setattr(Writing, "save", fails)
     pair.source.start()
     incoming, outgoing = pair.run()
-    assert meeting.left < 0
+    assert meeting.happened
     assert outgoing.status is MigrationStatus.FAILED
     assert incoming.error is not None
     assert pair.source.run_state is RunState.RUNNING
-    for machine in pair.machines:
-        machine.close()
-    assert regions_of(meeting.ends) == 0
+    pair.close()
+    assert meeting.regions() == 0
 
 
 # ------------------------------------------------------------------------------------- the behaviour of any migration
@@ -292,11 +242,11 @@ def test_a_fault_at_the_word_that_somebody_has_failed(two, build, settings, monk
     params=[
         pytest.param("socket", marks=pytest.mark.long),
         "shared",
-        pytest.param("a stranger's", marks=pytest.mark.long),
+        pytest.param(STRANGER, marks=pytest.mark.long),
     ]
 )
 def some_link(request):
-    return Link(Offers() if request.param == "a stranger's" else PluginManager(verbs_provider=request.param))
+    return link_over(request.param)
 
 
 @pytest.fixture(params=[False, pytest.param(True, marks=pytest.mark.long)], ids=["chunk by chunk", "pinned"])
@@ -390,7 +340,7 @@ def test_drives_go_along(two, churning, writing, some_link, tmp_path):
 
 def test_blocks_that_do_not_agree(two, churning, settings):
     build = churning({"a": 600, "b": 4}, source={"blocks": {"a": 600, "b": 5}})
-    pair = two(build, settings, Link(Offers()))
+    pair = two(build, settings, link_over(STRANGER))
     pair.source.start()
     incoming, _ = pair.run()
     assert "'b' is 20480 bytes long, this one's 16384" in str(incoming.error)
