@@ -7,6 +7,7 @@ either end sends, over the bundled providers where they post a SEND, over a stra
 from __future__ import annotations
 
 import ctypes
+import functools
 import threading
 from pathlib import Path
 
@@ -40,8 +41,9 @@ class Link:
         return [TransportSpec(name="rdma", summary="", create=self.transport, create_for=self.transport, several=False)]
 
 
+@functools.cache
 def link_over(provider):
-    """A Link over a provider by its name, or over the tests' own."""
+    """The Link over a provider by its name, or over the tests' own."""
     return Link(Offers() if provider == STRANGER else PluginManager(verbs_provider=provider))
 
 
