@@ -10,7 +10,6 @@ seconds, such as a QEMU whose return-path is off, has no way back.
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -23,6 +22,7 @@ from whimbrel.wire import rdma as wire
 from whimbrel_transports._hosts import parse_host_and_port
 from whimbrel_transports._rdma_channel import ArrivingChannel, DepartingChannel
 from whimbrel_transports._rdma_link import Link, ReceivingLink, SendingLink
+from whimbrel_transports._sockets import is_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -164,7 +164,8 @@ def is_exposed_at(address: str) -> bool:
 
 
 def _is_loopback(host: str) -> bool:
+    """A name is not looked up here; one is this host's wherever it is looked up (RFC 6761)."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return is_loopback(host)
     except ValueError:
         return host == "localhost"
