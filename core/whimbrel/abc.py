@@ -346,6 +346,12 @@ class StreamReader(Protocol):
     def advance(self, count: int) -> None:
         """Consume `count` bytes of the last window."""
 
+    def read_into(self, buffer: Buffer) -> None:
+        """Consume as many bytes as `buffer` (writable, C-contiguous) has, into it; mostly without a copy between.
+
+        Raises ChannelLost at an early end: a part of `buffer` may be filled then.
+        """
+
 
 class StreamWriter(Protocol):
     """What a handler writes its section to."""
@@ -770,6 +776,10 @@ class BlockDevice(ABC):
     @abstractmethod
     def read_into(self, offset: int, buffer: Buffer) -> None:
         """Fill `buffer` (writable, C-contiguous) from `offset` on. A write beside it may be seen in part."""
+
+    def read_at_once(self, offset: int, buffer: Buffer) -> bool:  # noqa: ARG002 - most cannot promise it
+        """Fill `buffer` as `read_into` does if that waits for nobody; False if it might: what it holds is undefined."""
+        return False
 
     @abstractmethod
     def write(self, offset: int, data: Buffer) -> None:

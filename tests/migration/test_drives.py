@@ -394,6 +394,7 @@ def test_the_same_image_on_both_sides_is_not_sent_into_itself(moving):
 def test_a_drive_that_fails_when_it_is_read(moving, monkeypatch):
     world, pair = moving()
     device = pair.source.drives["sparse"].device
+    monkeypatch.setattr(device, "read_at_once", lambda *_: False)
     monkeypatch.setattr(device, "read_into", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
     incoming, outgoing = pair.run(timeout=LONG)
     assert "drive 'sparse' cannot be read at" in str(outgoing.error)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import sys
 from functools import cache
 
 MADV_DONTNEED = 4
@@ -20,6 +21,10 @@ MADV_POPULATE_WRITE = 23
 FALLOC_FL_KEEP_SIZE = 1
 FALLOC_FL_PUNCH_HOLE = 2
 FALLOC_FL_ZERO_RANGE = 16
+
+TMPFS_MAGIC = 0x01021994
+
+_STATFS_SIZE = 120  # bytes of `struct statfs` on a 64-bit Linux, the type first
 
 
 def madvise(address: int, length: int, advice: int) -> int:
@@ -48,6 +53,14 @@ def fallocate(descriptor: int, mode: int, offset: int, length: int) -> int:
     return 0
 
 
+def filesystem_type(descriptor: int) -> int:
+    """The magic number of the file system that a file is on, 0 where it cannot be told. Source: fstatfs(2)."""
+    answer = ctypes.create_string_buffer(_STATFS_SIZE)
+    if _libc().fstatfs(descriptor, answer):
+        return 0
+    return int.from_bytes(answer.raw[:8], sys.byteorder)
+
+
 def userfaultfd(number: int, flags: int) -> int:
     """Open a descriptor of that kind; returns it. Raises OSError.
 
@@ -67,6 +80,8 @@ def _libc() -> ctypes.CDLL:
     libc.madvise.restype = ctypes.c_int
     libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
     libc.fallocate.restype = ctypes.c_int
+    libc.fstatfs.argtypes = (ctypes.c_int, ctypes.c_char_p)
+    libc.fstatfs.restype = ctypes.c_int
     libc.syscall.argtypes = (ctypes.c_long, ctypes.c_int)
     libc.syscall.restype = ctypes.c_long
     return libc

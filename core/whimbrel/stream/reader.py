@@ -7,14 +7,19 @@ and they have checked them.
 
 from __future__ import annotations
 
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from whimbrel.abc import Channel, Parser, Peek
 from whimbrel.errors import ChannelLost, MigrationError, Place
 
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
 T = TypeVar("T")
 
 CAPACITY: Final = 1 << 20  # fits the second-level cache of most machines, and 255 page records
+LITTLE: Final = 512
+"""Bytes received at once behind what went past the buffer: the next of its kind is mostly near, and is not copied."""
 
 
 class Reader:
@@ -26,6 +31,7 @@ class Reader:
         self._start = 0  # the first byte not consumed
         self._end = 0  # behind the last byte received
         self._base = offset  # the stream's offset of the buffer's first byte
+        self._ahead = capacity  # what the next fill asks for, if it is not more that is needed
 
     @property
     def offset(self) -> int:
@@ -76,6 +82,21 @@ class Reader:
             raise ValueError(f"{count} bytes cannot be consumed of a window of {self._end - self._start}")
         self._start += count
 
+    def read_into(self, buffer: Buffer) -> None:
+        """Consume as many bytes as `buffer` (writable, C-contiguous) has, into it. Raises ChannelLost at an early end.
+
+        What was not received yet goes there straight.
+        """
+        view = memoryview(buffer).cast("B")
+        have = min(len(view), self._end - self._start)
+        view[:have] = self._buffer[self._start : self._start + have]
+        self._start += have
+        while have < len(view):
+            count = self._receive(view[have:], len(view) - have)
+            have += count
+            self._base += count
+            self._ahead = LITTLE
+
     def _take(self, size: int) -> memoryview:
         if size > len(self._buffer):
             return self._take_large(size)
@@ -104,7 +125,9 @@ class Reader:
             self._base += self._start
             self._start, self._end = 0, left
         while self._end < minimum:
-            self._end += self._receive(self._buffer[self._end :], minimum - self._end)
+            room = max(self._end + self._ahead, minimum)
+            self._end += self._receive(self._buffer[self._end : room], minimum - self._end)
+        self._ahead = len(self._buffer)
 
     def _receive(self, into: memoryview, missing: int) -> int:
         count = self._channel.recv_into(into)

@@ -68,6 +68,11 @@ class TappedReader:
         self._window = self._window[count:]
         self._reader.advance(count)
 
+    def read_into(self, buffer: Buffer) -> None:
+        """Consume as many bytes as `buffer` has, into it."""
+        self._reader.read_into(buffer)
+        self._tap(buffer)
+
     def _tapped(self, parser: Parser[T]) -> Parser[T]:
         try:
             request = next(parser)

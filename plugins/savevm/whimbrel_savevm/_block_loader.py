@@ -8,10 +8,7 @@ while the guest stands still.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from typing import Final
 
 import numpy as np
@@ -25,11 +22,9 @@ PIECE: Final = 64 << 10  # bytes; where as many are zero, there is a hole
 FLUSH: Final = 32 << 20  # bytes written before they are flushed in the background
 BACKLOG: Final = 256 << 20  # bytes written and not known to be on the disk, at most
 
-WRITES: Final = 4  # chunks that were received and are not written yet
 IDLE_BODIES: Final = 20_000  # that may come with nothing in them before the first chunk does
 
 _PIECES: Final = wire.CHUNK // PIECE
-_NOTHING: Final = memoryview(b"")
 
 
 class BlockLoader:
@@ -42,7 +37,7 @@ class BlockLoader:
         self._were_incomplete: set[str] = set()
         self._percent: int | None = None  # how far the source said that it was, before its last word
         self._idle = 0  # bodies that came before anything else, and had nothing in them
-        self._writer = _Writer()
+        self._buffer = memoryview(bytearray(wire.CHUNK))
         self._flusher = _Flusher(drives)
 
     def load(self, reader: StreamReader, kind: SectionKind) -> None:
@@ -61,15 +56,10 @@ class BlockLoader:
                 told = record.percent
                 continue
             drive = self._drives[record.device]
-            if record.zero:
-                self._writer.drain()  # marks come in runs, and are dealt with at once
-                self._load_chunk(drive, record, _NOTHING)
-            else:
-                buffer = self._writer.free_buffer()
-                _receive(reader, buffer)
-                self._writer.submit(partial(self._load_chunk, drive, record, buffer))
+            if not record.zero:
+                reader.read_into(self._buffer)
+            self._load_chunk(drive, record)
         if kind is SectionKind.END:
-            self._writer.drain()
             self._check_complete()
             return
         if told is not None:
@@ -104,8 +94,7 @@ class BlockLoader:
             drive.let_go()
 
     def finish(self) -> None:
-        """End the writing and the flushing in the background."""
-        self._writer.close()
+        """End the flushing in the background."""
         self._flusher.close()
 
     def _check_complete(self) -> None:
@@ -151,7 +140,7 @@ class BlockLoader:
         drive.begin_load()
         self._came[drive.name] = np.zeros(drive.chunks, np.bool_)
 
-    def _load_chunk(self, drive: Drive, record: wire.Chunk, buffer: memoryview) -> None:
+    def _load_chunk(self, drive: Drive, record: wire.Chunk) -> None:
         offset = record.number * wire.CHUNK
         size = min(wire.CHUNK, drive.size - offset)  # the last one is padded on the wire
         try:
@@ -161,21 +150,10 @@ class BlockLoader:
             if record.zero:
                 drive.device.discard(offset, size)
             else:
-                _store(drive, offset, size, buffer)
+                _store(drive, offset, size, self._buffer)
         except OSError as exc:
             raise _failed(drive, f"written at {offset}", exc) from exc
         self._flusher.written(0 if record.zero else size)
-
-
-def _receive(reader: StreamReader, buffer: memoryview) -> None:
-    """Take a chunk's bytes off the stream, as many at a time as there are."""
-    filled = 0
-    while filled < wire.CHUNK:
-        piece = reader.window(1)[: wire.CHUNK - filled]
-        size = len(piece)
-        buffer[filled : filled + size] = piece
-        reader.advance(size)
-        filled += size
 
 
 def _store(drive: Drive, offset: int, size: int, buffer: memoryview) -> None:
@@ -195,43 +173,6 @@ def _store(drive: Drive, offset: int, size: int, buffer: memoryview) -> None:
             drive.device.write(offset + start, data[start:end])
         else:
             drive.device.discard(offset + start, end - start)
-
-
-class _Writer:
-    """Writes chunks on a thread of its own, in their order, so that the next are received meanwhile."""
-
-    def __init__(self) -> None:
-        self._buffers: list[memoryview] = []
-        self._turn = 0
-        self._running: deque[Future[None]] = deque()
-        self._pool: ThreadPoolExecutor | None = None
-
-    def free_buffer(self) -> memoryview:
-        """A buffer of `CHUNK` bytes that nobody uses until the next `submit`. Raises what a write has raised."""
-        while self._running and (len(self._running) == WRITES or self._running[0].done()):
-            self._running.popleft().result()
-        if len(self._buffers) < WRITES:
-            self._buffers.append(memoryview(bytearray(wire.CHUNK)))
-        return self._buffers[self._turn % len(self._buffers)]
-
-    def submit(self, write: Callable[[], None]) -> None:
-        """Have the contents of the last free buffer written."""
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(1, "whimbrel-block-write")
-        self._turn += 1
-        self._running.append(self._pool.submit(write))
-
-    def drain(self) -> None:
-        """Wait until all is written. Raises what a write has raised."""
-        while self._running:
-            self._running.popleft().result()
-
-    def close(self) -> None:
-        """Write nothing more; returns when nobody writes. Twice is fine."""
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-            self._pool = None
-        self._running.clear()
 
 
 class _Flusher:

@@ -6,6 +6,7 @@ tracking began, and not written since, is zero without a look.
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Final
 
 import numpy as np
@@ -14,7 +15,7 @@ from whimbrel.abc import BoolArray, Progress, Slice, StreamWriter
 from whimbrel.machine import Drive
 from whimbrel.machine.bitmap import DirtyBitmap
 from whimbrel.wire import block as wire
-from whimbrel_savevm._block_reading import ReadAhead
+from whimbrel_savevm._block_reading import IN_FLIGHT, ReadAhead
 
 WAIT: Final = 0.05  # seconds to wait for the storage, at most, before others get their turn
 
@@ -35,7 +36,8 @@ class BlockSaver:
         self._progress = progress
         self._zero_blocks, self._allocated_only = zero_blocks, allocated_only
         self._reads = ReadAhead(find_zeros=zero_blocks)
-        self._holes: list[tuple[_TrackedDrive, int]] = []  # taken, not sent, and zero
+        self._taken: deque[tuple[_TrackedDrive, int]] = deque()  # no longer marked, and not looked at yet
+        self._holes: deque[tuple[_TrackedDrive, int]] = deque()  # looked at, not sent, and zero
         self._first_time = self._first_sent = 0  # chunks that everybody waits for once
         self._told = -1  # per cent
 
@@ -56,7 +58,7 @@ class BlockSaver:
     def pending(self) -> int:
         """Bytes of the chunks that are marked, or being read."""
         marked = sum(tracked.dirty.count for tracked in self._drives)
-        return (marked + len(self._holes) + len(self._reads)) * wire.CHUNK
+        return (marked + len(self._taken) + len(self._holes) + len(self._reads)) * wire.CHUNK
 
     def ready(self) -> bool:
         """Whether there is a chunk to send now; has more read in any case."""
@@ -76,7 +78,7 @@ class BlockSaver:
         before = out.offset
         while self._send_next(out, None):
             pass
-        self._tell(out, 100)
+        out.write(self._told_of(100))
         self._end_body(out, before)
 
     def finish(self) -> None:
@@ -101,47 +103,54 @@ class BlockSaver:
         read = self._reads.take(patience)
         if read is None:
             return False
-        self._sending(out, self._of(read.drive), read.number)
-        self._write(out, read.drive, read.number, read.data, zero=read.zero)
+        words = self._words(self._of(read.drive), read.number, zero=read.zero)
+        out.write(words if read.zero else read.behind(words))
         self._reads.give_back(read)
         return True
 
     def _ask(self) -> None:
         """Have as much read as there is room for; what needs no reading is put aside."""
+        while self._reads.room and not self._holes and (self._taken or self._take()):
+            tracked, number = self._taken.popleft()
+            if tracked.holes[number]:
+                self._holes.append((tracked, number))
+            else:
+                self._reads.ask(tracked.drive, number)
+
+    def _take(self) -> bool:
+        """Take some marked chunks out; False if none is."""
         for tracked in self._drives:
-            while tracked.dirty.count and self._reads.room and not self._holes:
+            while tracked.dirty.count and not self._taken:
                 # An empty answer means that there is nothing up to the end: the next one begins at the front.
-                for number in tracked.dirty.take(self._reads.room).tolist():
-                    if tracked.holes[number]:
-                        self._holes.append((tracked, number))
-                    else:
-                        self._reads.ask(tracked.drive, number)
+                self._taken.extend((tracked, number) for number in tracked.dirty.take(IN_FLIGHT).tolist())
+        return bool(self._taken)
 
     def _send_holes(self, out: StreamWriter) -> None:
-        tracked, number = self._holes.pop(0)
-        self._sending(out, tracked, number)
+        tracked, number = self._holes.popleft()
         zero = self._zero_blocks or (number + 1) * wire.CHUNK > tracked.drive.size
-        self._write(out, tracked.drive, number, memoryview(_ZEROS), zero=zero)
+        out.write(self._words(tracked, number, zero=zero))
+        if not zero:
+            out.write(_ZEROS)
 
-    def _write(self, out: StreamWriter, drive: Drive, number: int, data: memoryview, *, zero: bool) -> None:
-        out.write(wire.chunk(drive.name, number, zero=zero))
+    def _words(self, tracked: _TrackedDrive, number: int, *, zero: bool) -> bytes:
+        """What goes before the bytes of a chunk, which is counted; and of the progress, if it is the first time."""
         if zero:
             self._progress.duplicate += _PAGES
         else:
-            out.write(data)
             self._progress.normal += _PAGES
+        chunk = wire.chunk(tracked.drive.name, number, zero=zero)
+        if not tracked.waiting[number]:
+            return chunk
+        tracked.waiting[number] = False
+        self._first_sent += 1
+        return self._told_of(self._first_sent * 100 // self._first_time) + chunk
 
-    def _sending(self, out: StreamWriter, tracked: _TrackedDrive, number: int) -> None:
-        """Count a chunk that goes out for the first time, and tell of it."""
-        if tracked.waiting[number]:
-            tracked.waiting[number] = False
-            self._first_sent += 1
-            self._tell(out, self._first_sent * 100 // self._first_time)
-
-    def _tell(self, out: StreamWriter, percent: int) -> None:
-        if percent != self._told:
-            self._told = percent
-            out.write(wire.progress(percent))
+    def _told_of(self, percent: int) -> bytes:
+        """The word of progress, or nothing if it was said."""
+        if percent == self._told:
+            return b""
+        self._told = percent
+        return wire.progress(percent)
 
     def _of(self, drive: Drive) -> _TrackedDrive:
         return next(tracked for tracked in self._drives if tracked.drive is drive)

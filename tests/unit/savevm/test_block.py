@@ -265,6 +265,10 @@ def test_a_hole_is_not_read(source, tmp_path):
             type(self).reads += 1
             super().read_into(offset, buffer)
 
+        def read_at_once(self, offset, buffer):
+            type(self).reads += 1
+            return super().read_at_once(offset, buffer)
+
     one = source({"a": 50 * MIB}, device=Counting)
     one.machine.drives["a"].write(30 * MIB, b"x")
     one.start()
@@ -292,6 +296,9 @@ class Held(RawImage):
         self.go_on = threading.Event()
         self.begun = threading.Semaphore(0)
 
+    def read_at_once(self, offset, buffer):
+        return False
+
     def read_into(self, offset, buffer):
         self.begun.release()
         assert self.go_on.wait(60)
@@ -313,6 +320,50 @@ def test_several_chunks_are_read_at_once_and_no_more_than_there_are_buffers(sour
     assert len(one.handler._saver._reads) == reading.IN_FLIGHT
     drive.device.go_on.set()
     assert [record[1] for record in chunks(one.round())] == list(range(64))
+
+
+def test_what_is_in_memory_is_read_without_a_thread_and_not_ahead(source):
+    class Counting(RawImage):
+        reads = 0
+
+        def read_at_once(self, offset, buffer):
+            type(self).reads += 1
+            assert super().read_at_once(offset, buffer)
+            return True
+
+        def read_into(self, offset, buffer):
+            raise AssertionError("nothing has to be waited for")
+
+    one = source({"a": 8 * MIB + 512}, device=Counting)
+    drive = one.machine.drives["a"]
+    for number in range(9):
+        drive.write(number * MIB, bytes([number + 1]) * 512)
+    one.start()
+    for _ in range(3):
+        assert one.handler.ready()
+        assert Counting.reads == 1
+    drive.write(0, b"after the reading")
+    found = chunks(one.round())
+    assert [record[1] for record in found] == list(range(9))
+    assert all(found[number][2][:512] == bytes([number + 1]) * 512 for number in range(9))
+    assert found[8][2][512:] == bytes(MIB - 512), "what is behind the end has gone out"
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("whimbrel-block")]
+    one.handler.sync()
+    assert [(record[1], record[2][:17]) for record in chunks(one.round())] == [(0, b"after the reading")]
+
+
+@pytest.mark.parametrize("known", [{0, 1, 2, 5, 9, 10, 11}, set(range(6)), set(range(6, 12))])
+def test_what_is_in_memory_and_what_is_not_go_out_in_order(source, known):
+    class Partly(RawImage):
+        def read_at_once(self, offset, buffer):
+            return offset // MIB in known and super().read_at_once(offset, buffer)
+
+    one = source({"a": 12 * MIB}, device=Partly)
+    for number in range(12):
+        one.machine.drives["a"].write(number * MIB, bytes([number + 1]))
+    one.start()
+    found = chunks(one.round())
+    assert [(record[1], record[2][0]) for record in found] == [(number, number + 1) for number in range(12)]
 
 
 def test_a_chunk_that_is_written_while_it_is_read_goes_out_again_and_last(source):
@@ -565,47 +616,31 @@ def test_a_source_that_is_idle_for_a_while_is_not_given_up(make, monkeypatch):
     load(there, *[nothing] * 49, came, *[nothing] * 51, chunk("a", 1) + wire.EOS_RECORD)
 
 
-def test_writes_are_made_in_order_while_more_is_received_and_a_failing_one_is_told(make):
-    """The write of the first chunk goes on only when the fourth has been received: nobody waits for it before."""
-
-    class Slow(RawImage):
+def test_writes_are_made_in_order_and_one_that_fails_is_told_at_once(make):
+    class Noting(RawImage):
         def __init__(self, path):
             super().__init__(path)
-            self.go_on, self.begun, self.order, self.fail = threading.Event(), threading.Event(), [], False
+            self.order, self.fails_at = [], -1
 
         def write(self, offset, data):
-            if self.fail:
+            if offset == self.fails_at:
                 raise OSError(28, "No space left on device")
-            self.begun.set()
-            assert self.go_on.wait(60)
             self.order.append(offset // MIB)
             super().write(offset, data)
 
-    there = make({"a": 4 * MIB}, started=False, device=Slow)
+    there = make({"a": 4 * MIB}, started=False, device=Noting)
     device = there.drives["a"].device
-    parts = [chunk("a", number, bytes([number + 1]) * MIB) for number in (2, 0, 3, 1)]
-
-    received = [0]
-    stream = b"".join(parts) + wire.EOS_RECORD
-
-    class Counted(ReplayChannel):
-        def recv_into(self, buffer):
-            count = super().recv_into(buffer)
-            received[0] += count
-            if received[0] > 3 * MIB:
-                device.go_on.set()
-            return count
-
-    handler = BlockHandler(there)
-    handler.load(Reader(ReplayChannel(wire.EOS_RECORD)), SectionKind.START, 1)
-    handler.load(Reader(Counted(stream)), SectionKind.END, 1)
-    handler.commit()
+    stream = b"".join(chunk("a", number, bytes([number + 1]) * MIB) for number in (2, 0, 3, 1)) + wire.EOS_RECORD
+    load(there, stream)
     assert device.order == [2, 0, 3, 1]
     assert [contents(there, "a")[number * MIB] for number in range(4)] == [1, 2, 3, 4]
-    device.fail = True
-    with pytest.raises(MigrationError, match="No space left"):
+    device.order.clear()
+    device.fails_at = 3 * MIB
+    with pytest.raises(MigrationError, match=f"drive 'a' cannot be written at {3 * MIB}.*No space left") as caught:
         load(there, stream)
-    handler.finish()
+    assert caught.value.place.block == "a"
+    assert device.order == [2, 0], "something was written behind a write that has failed"
+    assert device.incomplete
 
 
 def test_an_image_in_use_is_refused_before_any_changes(make):

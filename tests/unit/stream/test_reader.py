@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from whimbrel.abc import Peek
 from whimbrel.errors import ChannelLost, ConfigError, Place, StreamError
 from whimbrel.stream import Reader
-from whimbrel.stream.reader import CAPACITY
+from whimbrel.stream.reader import CAPACITY, LITTLE
 
 DATA = bytes((7 * i + i // 256) % 256 for i in range(1 << 14))
 SIZES = st.lists(st.integers(1, 3) | st.integers(1, 400), min_size=1, max_size=8)
@@ -40,6 +40,7 @@ operations = st.one_of(
     st.tuples(st.just("take"), st.lists(st.integers(0, 150), max_size=4)),
     st.tuples(st.just("peek"), st.integers(1, 64)),
     st.tuples(st.just("window"), st.integers(0, 64), st.floats(0, 1)),
+    st.tuples(st.just("into"), st.integers(0, 200)),
 )
 
 
@@ -65,8 +66,13 @@ def test_any_use_with_any_chunks_reads_the_same(scripted, steps, sizes, capacity
                 count = int(share * len(window))
                 reader.advance(count)
                 at += count
+            case "into", size:
+                buffer = bytearray(size)
+                reader.read_into(buffer)
+                assert buffer == DATA[at : at + size]
+                at += size
         assert reader.offset == at
-    assert channel.largest <= max(capacity, 150)
+    assert channel.largest <= max(capacity, 200)
 
 
 def test_the_buffer_is_filled_again_without_growing(scripted):
@@ -126,6 +132,31 @@ def test_an_early_end_says_how_many_bytes_are_missing_and_where(scripted, sizes,
         assert caught.value.place == Place(offset=100 + there, peer="script:1")
         break
     assert f"at least {65 - there} more bytes" in str(caught.value)
+
+
+def test_behind_what_goes_past_the_buffer_little_is_received_ahead(scripted):
+    channel = scripted(DATA, (1 << 30,))
+    reader = Reader(channel, capacity=2 * LITTLE)
+    size, at = 5 * LITTLE, 0
+    for received in (2 * LITTLE, 8 + size + LITTLE, 2 * (8 + size) + LITTLE):
+        assert reader.parse(take(8)) == [DATA[at : at + 8]]
+        assert channel.received == received, "what was received ahead has to be copied"
+        buffer = bytearray(size)
+        reader.read_into(buffer)
+        at += 8 + size
+        assert buffer == DATA[at - size : at]
+        assert channel.received == reader.offset == at
+    reader.parse(take(1))
+    reader.parse(take(LITTLE))
+    assert channel.received == at + 1 + 2 * LITTLE, "nothing large has come, and the whole buffer is used again"
+
+
+def test_an_early_end_of_what_goes_past_the_buffer(scripted):
+    reader = Reader(scripted(DATA[:100], (30,)), capacity=64)
+    reader.parse(take(10))
+    with pytest.raises(ChannelLost, match="at least 110 more bytes") as caught:
+        reader.read_into(bytearray(200))
+    assert caught.value.place == Place(offset=100, peer="script:1")
 
 
 @pytest.mark.parametrize("there", [0, 1, 39])

@@ -63,6 +63,8 @@ class RawImage(BlockDevice):
         self._marker = Marker(Path(self.place), mode)
         self._holder: int | None = None  # the process that took the lock; a child of it inherits the descriptor
         self._punches = True
+        # What is kept in memory is read without waiting: the flag that asks for no wait is not known there.
+        self._in_memory = libc.filesystem_type(descriptor) == libc.TMPFS_MAGIC
 
     def __repr__(self) -> str:
         return f"<RawImage {self.place!r}: {self.size} bytes{', read-only' if self.read_only else ''}>"
@@ -83,6 +85,15 @@ class RawImage(BlockDevice):
             if count == 0:
                 raise OSError(errno.EIO, f"the image ends at {offset}, it had {self.size} bytes", self.place)
             view, offset = view[count:], offset + count
+
+    def read_at_once(self, offset: int, buffer: Buffer) -> bool:
+        """Fill `buffer` if the kernel has all of it in memory."""
+        view = memoryview(buffer).cast("B")
+        flags = 0 if self._in_memory else os.RWF_NOWAIT
+        try:
+            return os.preadv(self._descriptor, [view], offset, flags) == len(view)
+        except OSError:  # it is not there, or the file system knows no such flag; whatever else there is comes again
+            return False
 
     def write(self, offset: int, data: Buffer) -> None:
         """Write `data`; zeros over what is a hole leave it one."""

@@ -132,6 +132,26 @@ def test_where_no_holes_can_be_made_zeros_are_written(raw, monkeypatch, number):
     assert not any(read(device, MIB - 1, MIB + 3))
 
 
+def test_what_is_in_memory_is_read_at_once_and_what_might_not_be_is_not(raw, monkeypatch):
+    device = raw(MIB)
+    device.acquire()
+    device.write(100, b"in the cache")
+    into = bytearray(12)
+    assert device.read_at_once(100, into)
+    assert into == b"in the cache"
+    assert not device.read_at_once(device.size - 6, into), "it ends before"
+    for number in (errno.EAGAIN, errno.EOPNOTSUPP, errno.EIO):
+        monkeypatch.setattr(os, "preadv", _failing(number))
+        assert not device.read_at_once(100, into)
+
+
+def _failing(number):
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
 def test_a_disk_that_fails_is_told(raw, monkeypatch):
     device = raw(MIB, b"x" * MIB)
     monkeypatch.setattr(libc, "fallocate", lambda *_: errno.EIO)
