@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Final
+
+import attrs
 
 from whimbrel.abc import Channel, Listener, Patience
 from whimbrel.errors import ChannelClosed, MigrationCancelled, MigrationError, StreamError
@@ -23,6 +26,8 @@ from whimbrel.wire.handover import FROM_SOURCE, Word, WordKind
 _log = logging.getLogger("whimbrel")
 
 FOR_EVER: Final = float("inf")
+EXPECTANT: Final = 0.25  # seconds behind a connection: it was mostly the last one, and soon says so
+OFTEN: Final = 0.002  # seconds
 AT_ONCE: Final = 8  # connections that are heard at the same time; more wait
 
 Answer = Callable[[Word], Word | None]
@@ -36,15 +41,18 @@ class HeldListener(Listener):
         self.inner = inner
         self.uri, self.exposed = inner.uri, inner.exposed
         self._ended = threading.Event()
+        self._expectant = 0.0  # until when the end of the waiting is near
 
     def accept(self, patience: Patience) -> Channel:
         """Wait for the next peer, until `close`."""
-        mine = Patience(patience.remaining(), self._ended)
+        mine = _Expectant(patience.remaining(), self._ended, until=self._expectant)
         try:
-            return self.inner.accept(mine)
+            channel = self.inner.accept(mine)
         except MigrationCancelled as exc:
             patience.check("waiting for a connection")
             raise ChannelClosed("no further connection is waited for") from exc
+        self._expectant = time.monotonic() + EXPECTANT
+        return channel
 
     def close(self) -> None:
         """End the waiting. Twice is fine."""
@@ -54,6 +62,18 @@ class HeldListener(Listener):
         """End the listening. Twice is fine."""
         self._ended.set()
         self.inner.close()
+
+
+@attrs.define(eq=False)
+class _Expectant(Patience):
+    """One that is asked often until a moment: a listener that waits notices its end no sooner than it asks."""
+
+    _until: float = attrs.field(default=0.0, kw_only=True)
+
+    def remaining(self) -> float:
+        """Seconds until it wants to be asked again; none are left if none are."""
+        left = Patience.remaining(self)
+        return min(left, OFTEN) if time.monotonic() < self._until else left
 
 
 class Desk:
