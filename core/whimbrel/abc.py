@@ -47,6 +47,7 @@ __all__ = [
     "Guest",
     "IndexArray",
     "IterableHandler",
+    "LendableDrive",
     "Listener",
     "MemoryRegion",
     "MigrationPlan",
@@ -773,6 +774,11 @@ class BlockDevice(ABC):
     place: str
     """Where it is, for messages: mostly a path."""
 
+    @property
+    def fd(self) -> int | None:
+        """A descriptor that another process can read and write it by, byte for byte; None if there is none."""
+        return None
+
     @abstractmethod
     def read_into(self, offset: int, buffer: Buffer) -> None:
         """Fill `buffer` (writable, C-contiguous) from `offset` on. A write beside it may be seen in part."""
@@ -864,6 +870,20 @@ class BlockDevice(ABC):
 # -------------------------------------------------------------------------------------------------------- guests
 
 
+class LendableDrive(Protocol):
+    """A drive of the machine, as far as a guest in another process needs it."""
+
+    name: str
+    read_only: bool
+
+    @property
+    def place(self) -> str:
+        """Where its image is."""
+
+    def lend(self) -> tuple[int, int] | None:
+        """Descriptors of the image and of the marks, a byte for each chunk of 1 MiB; None if it cannot be lent."""
+
+
 class Guest(ABC):
     """What runs in a machine. Called under the machine's lock (`close` without it), on any thread but the guest's own.
 
@@ -873,11 +893,15 @@ class Guest(ABC):
     failure: BaseException | None = None
     on_failure: Callable[[BaseException], object] | None = None
 
+    def use_drives(self, drives: Sequence[LendableDrive]) -> None:  # noqa: ARG002 - most have the machine's own
+        """Learn of all of the machine's drives; called before each `prepare`. Must not raise."""
+        return
+
     def prepare(self, regions: Sequence[MemoryRegion]) -> None:  # noqa: ARG002 - most guests need not prepare
         """Get ready to run in this memory, all of the machine's. May take its time.
 
-        Called once, before anything else: at the first start, or when the machine begins to wait for another. What it
-        raises is the caller's; it is called again at the next attempt then.
+        Called once, before anything else but `use_drives`: at the first start, or when the machine begins to wait for
+        another. What it raises is the caller's; it is called again at the next attempt then.
         """
         return
 

@@ -263,6 +263,7 @@ class BareMachine:
     def _prepare_guest(self) -> None:
         if not self._prepared:
             try:
+                self._guest.use_drives(list(self.drives))
                 self._guest.prepare(list(self.ram))
             except Exception as exc:
                 if isinstance(exc, WhimbrelError):

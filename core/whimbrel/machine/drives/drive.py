@@ -14,12 +14,19 @@ import numpy as np
 from whimbrel.abc import BlockDevice, BoolArray
 from whimbrel.errors import StateError
 from whimbrel.machine.drives.gate import Gate
+from whimbrel.machine.memory import PAGE_SIZE, MemoryArea
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 CHUNK: Final = 1 << 20
 """Bytes: what is told apart when writes are noted, and what goes over the wire at once."""
+
+
+def marks_size(size: int) -> int:
+    """How many bytes the marks of a drive of `size` bytes take up, which are memory of whole pages."""
+    chunks = -(-size // CHUNK)
+    return max(1, -(-chunks // PAGE_SIZE)) * PAGE_SIZE
 
 
 class Drive:
@@ -39,9 +46,15 @@ class Drive:
         self._usable = False  # known not to be incomplete, until it is let go of or loaded into
         self._lock = threading.Lock()
         self._written: BoolArray | None = None  # chunks, while somebody wants to know
+        self._lent: MemoryArea | None = None  # a byte for each chunk, which another process sets
 
     def __repr__(self) -> str:
         return f"<Drive {self.name!r}: {self.size} bytes of {self.device.place!r}>"
+
+    @property
+    def place(self) -> str:
+        """Where it is kept: the device's."""
+        return self.device.place
 
     @property
     def size(self) -> int:
@@ -111,6 +124,7 @@ class Drive:
         """Note from here on which chunks are written."""
         with self._lock:
             self._written = np.zeros(self.chunks, np.bool_)
+            self._take_marks()  # of what was written before
         self.device.track()
 
     def untrack(self) -> None:
@@ -130,8 +144,45 @@ class Drive:
         with self._lock:
             assert self._written is not None, "collected without being tracked"
             written, self._written = self._written, np.zeros(self.chunks, np.bool_)
+            written |= self._take_marks()
         self.device.collect(written, CHUNK)
         return written
+
+    def lend(self) -> tuple[int, int] | None:
+        """Descriptors of the image and of its marks for the guest's process (`lent`), which stay ours.
+
+        None where the device has none to give. What is written there is tracked as what is written here. Raises
+        ConfigError if there is no memory for the marks.
+        """
+        image = self.device.fd
+        if image is None:
+            return None
+        with self._lock:
+            if self._lent is None:
+                self._lent = MemoryArea(marks_size(self.size), "memfd", f"marks of {self.name}")
+        assert self._lent.fd is not None
+        return image, self._lent.fd
+
+    def close(self) -> None:
+        """Close the image, and the lock with it. Twice is fine."""
+        with self._lock:
+            lent, self._lent = self._lent, None
+        if lent is not None:
+            lent.close()
+        self.device.close()
+
+    def _take_marks(self) -> BoolArray:
+        """The marks that another process has set, shape (chunks,), and clear them; the caller holds the lock.
+
+        Those alone are cleared that are taken: one that is set meanwhile stays for the next time, or is of a write that
+        is over before the chunk is read.
+        """
+        if self._lent is None:
+            return np.zeros(self.chunks, np.bool_)
+        marks = self._lent.view[: self.chunks]
+        taken: BoolArray = marks != 0
+        marks[taken] = 0
+        return taken
 
     def allocated(self) -> BoolArray:
         """Which chunks have anything allocated, shape (chunks,); the others read as zeros."""

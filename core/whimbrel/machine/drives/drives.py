@@ -14,9 +14,10 @@ from contextlib import contextmanager
 from enum import Enum
 
 from whimbrel.abc import BlockDevice
-from whimbrel.errors import ConfigError, IncompatibleError, StateError, UnknownNameError
+from whimbrel.errors import ConfigError, IncompatibleError, StateError
 from whimbrel.machine.drives.drive import Drive
 from whimbrel.machine.drives.gate import Gate
+from whimbrel.machine.drives.lent import UnknownDrive
 from whimbrel.machine.drives.raw import RawImage
 
 __all__ = ["Drives", "Leaving"]
@@ -28,13 +29,6 @@ class Leaving(Enum):
     NOTHING = "nothing"  # both sides see the same images
     EVERYTHING = "everything"
     ALLOCATED = "allocated"  # what is allocated: the destination has the rest already
-
-
-class _UnknownDrive(UnknownNameError, KeyError):
-    """There is no drive of that name."""
-
-    def __init__(self, name: str, known: list[str]) -> None:
-        super().__init__("drive", name, known)
 
 
 class Drives:
@@ -73,7 +67,7 @@ class Drives:
         try:
             return self._drives[name]
         except KeyError:
-            raise _UnknownDrive(name, list(self._drives)) from None
+            raise UnknownDrive(name, list(self._drives)) from None
 
     def __contains__(self, name: object) -> bool:
         return name in self._drives
@@ -175,4 +169,4 @@ class Drives:
         """Close all images, and with them the locks. Twice is fine."""
         self.bar()
         for drive in self:
-            drive.device.close()
+            drive.close()

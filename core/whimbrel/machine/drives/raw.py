@@ -33,18 +33,20 @@ _UNSUPPORTED: Final = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODE
 
 
 class RawImage(BlockDevice):
-    """The image at `path`, which is there and keeps its size.
+    """The image at `path`, which is there and keeps its size; `descriptor` is of it and ours, if it is open already.
 
     Raises ConfigError if it cannot be opened, or is neither a regular file nor a block special file.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, read_only: bool = False) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, read_only: bool = False, descriptor: int | None = None) -> None:
         self.place = os.fspath(path)
         self.read_only = read_only
-        try:
-            descriptor = os.open(self.place, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC | os.O_NONBLOCK)
-        except (OSError, ValueError) as exc:
-            raise ConfigError(f"cannot open the image {self.place!r}: {exc}") from exc
+        if descriptor is None:
+            flags = (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC | os.O_NONBLOCK
+            try:
+                descriptor = os.open(self.place, flags)
+            except (OSError, ValueError) as exc:
+                raise ConfigError(f"cannot open the image {self.place!r}: {exc}") from exc
         self._close = weakref.finalize(self, os.close, descriptor)
         self._open: int | None = descriptor
         try:
@@ -73,6 +75,11 @@ class RawImage(BlockDevice):
     def _descriptor(self) -> int:
         if self._open is None:
             raise StateError(f"the image {self.place!r} was closed")
+        return self._open
+
+    @property
+    def fd(self) -> int | None:
+        """The descriptor of the image, None once it is closed."""
         return self._open
 
     # -------------------------------------------------------------------------------------------- contents

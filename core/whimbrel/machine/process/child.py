@@ -1,8 +1,8 @@
-"""The child's side: maps the machine's RAM, makes the workload's guest, and does as it is told.
+"""The child's side: maps the machine's RAM, has its drives, makes the workload's guest, and does as it is told.
 
 Orders are obeyed on the main thread, one after the other, each with an answer: what came of it, or what went wrong. The
-answer to `stop` is sent when the guest's own `stop` has returned, so it proves that nothing of the guest runs. A guest
-that fails says so at once over the other socket.
+answer to `stop` is sent when the guest's own `stop` has returned and no write to a drive is under way, so it proves
+that nothing of the guest runs. A guest that fails says so at once over the other socket.
 
 The end of the orders means that the machine's process is gone, and then so is this one, whatever it is at.
 """
@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import traceback
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from whimbrel.abc import Guest
@@ -25,7 +25,7 @@ from whimbrel.machine.process.link import LIMIT, Link, close_all
 from whimbrel.machine.process.memory import GuestMemory
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from whimbrel.machine.process.link import Letter
 
@@ -88,20 +88,24 @@ class Child:
         match letter:
             case {"do": "map", "name": name, "size": size, "backing": backing}:
                 return {"address": self._memory.attach(name, descriptors[0], size, backing)}, ()
+            case {"do": "drive", "name": name, "place": place, "read_only": read_only}:
+                image, marks = descriptors
+                self._memory.drives.borrow(name, place, image, marks, read_only=read_only)
             case {"do": "build", "workload": workload, "arguments": arguments, "path": path}:
                 sys.path[:] = path
                 self._guest = self._built(workload, arguments)
                 self._guest.on_failure = self._failed
                 self._guest.prepare(self._memory.regions())
             case {"do": "power-on"}:
-                self._existing().power_on()
+                with self._writing():
+                    self._existing().power_on()
             case {"do": "start"}:
-                self._existing().start()
-                self._runs = True
+                self._start()
             case {"do": "stop"}:
                 self._runs = False
                 guest = self._existing()
                 guest.stop()
+                self._memory.drives.bar()
                 if guest.failure is not None:
                     return {"failure": described(guest.failure)}, ()
             case {"do": "throttle", "percent": percent}:
@@ -113,6 +117,24 @@ class Child:
             case _:
                 raise ConfigError(f"the guest's process knows no order {letter['do']!r}")
         return {}, ()
+
+    def _start(self) -> None:
+        self._memory.drives.admit()
+        try:
+            self._existing().start()
+        except BaseException:
+            self._memory.drives.bar()
+            raise
+        self._runs = True
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Let the guest write to the drives for the length of a `with`."""
+        self._memory.drives.admit()
+        try:
+            yield
+        finally:
+            self._memory.drives.bar()
 
     def _built(self, workload: str, arguments: Mapping[str, Any]) -> Guest:
         factory = find_factory(workload, kind="workload", makes="a guest")
@@ -127,6 +149,7 @@ class Child:
         return self._guest
 
     def _failed(self, exc: BaseException) -> None:
+        self._memory.drives.bar()
         with suppress(OSError):  # then nobody is there to hear it
             self._reports.send({"failure": described(exc)})
 

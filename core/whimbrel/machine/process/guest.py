@@ -26,7 +26,7 @@ from whimbrel.machine.process.link import Link, close_all, is_there, wait_for_en
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from whimbrel.abc import MemoryRegion
+    from whimbrel.abc import LendableDrive, MemoryRegion
     from whimbrel.machine.process.link import Letter
 
 GRACE: Final = 3.0
@@ -79,12 +79,17 @@ class ProcessGuest(Guest):
         self._told = False  # on_failure was called; the watching thread's alone
         self._throttle = 0
         self._addresses: dict[str, int] = {}
+        self._drives: tuple[LendableDrive, ...] = ()
 
     @property
     def pid(self) -> int | None:
         """The child's process id, None before it was started and after it was closed."""
         child = self._child
         return None if child is None else child.process.pid
+
+    def use_drives(self, drives: Sequence[LendableDrive]) -> None:
+        """Lend these to the child when it starts."""
+        self._drives = tuple(drives)
 
     def prepare(self, regions: Sequence[MemoryRegion]) -> None:
         """Start the child and make the workload's guest in it: some tenths of a second.
@@ -107,6 +112,10 @@ class ProcessGuest(Guest):
                 assert region.fd is not None
                 mapping = {"do": "map", "name": region.name, "size": region.size, "backing": region.backing}
                 self._addresses[region.name] = self._ask(mapping, [region.fd])["address"]
+            for drive in self._drives:
+                if (lent := drive.lend()) is not None:
+                    about = {"do": "drive", "name": drive.name, "place": drive.place, "read_only": drive.read_only}
+                    self._ask(about, lent)
             self._ask(
                 {"do": "build", "workload": self.workload, "arguments": self._arguments, "path": [*map(str, sys.path)]}
             )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from whimbrel.machine.drives.lent import GuestDrives
 from whimbrel.machine.memory import MemoryArea
 from whimbrel.machine.ram import RamBlock, find_block
 
@@ -18,13 +19,15 @@ if TYPE_CHECKING:
 
 
 class GuestMemory:
-    """The RAM blocks of a machine by their names, mapped into this process; a workload's factory is called with it.
+    """A machine's RAM blocks by their names, mapped into this process, and its drives; a factory is called with it.
 
     What is written there is the machine's at once, and is moved with it. Any thread.
     """
 
     def __init__(self) -> None:
         self._blocks: dict[str, RamBlock] = {}
+        self.drives = GuestDrives()
+        """The machine's drives by their names: `drives["disk0"].write(offset, data)`, while the machine runs."""
 
     def view(self, name: str) -> ByteArray:
         """All bytes of a block, shape (size,), writable. Raises UnknownNameError, which is a KeyError too."""
