@@ -121,6 +121,7 @@ def move(folder: Path, hops: int, fault: str = "") -> None:
             copy.follow(destination.take_appended())
             copy.check(destination.folder)
             assert told["disk"] > DISKS["disk0"]
+            assert told["again"] or "forgets" in fault, "no chunk of disk0 was written while it moved"
             destination.ask(do="go")
             source, destination = destination, source
 
@@ -136,10 +137,21 @@ def test_two_drives_move_between_two_processes_twenty_times(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_drive_that_forgets_what_is_written_is_found_out(tmp_path):
+def test_a_guest_in_a_process_of_its_own_writes_drives_that_move(tmp_path):
+    move(tmp_path, 2, "apart")
+
+
+@pytest.mark.long
+def test_a_guest_in_a_process_of_its_own_writes_drives_that_move_twenty_times(tmp_path):
+    move(tmp_path, 20, "apart")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["forgets", "apart forgets"])
+def test_a_drive_that_forgets_what_is_written_is_found_out(tmp_path, fault):
     """What the guest writes behind the first reading is lost then, and the comparison says so."""
     with pytest.raises(AssertionError, match="bytes of disk0 differ"):
-        move(tmp_path, 2, "forgets")
+        move(tmp_path, 2, fault)
 
 
 def test_the_log_of_a_guest_that_runs_twice_is_found_out():
