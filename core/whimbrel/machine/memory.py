@@ -32,7 +32,7 @@ from urllib.parse import quote
 import numpy as np
 
 from whimbrel.errors import ConfigError, StateError
-from whimbrel.machine import libc
+from whimbrel.machine import hugepages, libc
 from whimbrel.machine.bitmap import set_ranges
 from whimbrel.machine.pagemap import populated, system_span
 
@@ -120,11 +120,14 @@ class MemoryArea:
     def populate(self, offset: int = 0, length: int | None = None) -> bool:
         """Have the kernel provide the pages of a range now, so that writing them costs no page fault.
 
-        What is there stays. Returns False, having done nothing, where the kernel is older than 5.14. Raises OSError
-        if it has no memory left (ENOMEM), or the file's disk no room (EFAULT), where a plain write would kill the
-        process; part of the range may be populated then.
+        What is there stays. Of a memfd they are huge ones where there is nothing yet (`hugepages`). Returns False where
+        the kernel is older than 5.14, and has done nothing then. Raises OSError if it has no memory left (ENOMEM), or
+        the file's disk no room (EFAULT), where a plain write would kill the process; part of the range may be populated
+        then.
         """
         start, end = system_span(*self._span(offset, length))
+        if self.backing == "memfd" and self.fd is not None:
+            hugepages.fill_holes(self.fd, start - self.address, end - start)
         code = libc.madvise(start, end - start, libc.MADV_POPULATE_WRITE)
         if code and code != errno.EINVAL:
             raise OSError(code, f"cannot populate {end - start} bytes of {self.backing} memory: {os.strerror(code)}")
