@@ -31,7 +31,7 @@ from whimbrel_transports._rdma_link import SendingLink
 PAGE_SIZE: Final = 4096
 CHUNK_PAGES: Final = wire.CHUNK // PAGE_SIZE
 MOST_AHEAD: Final = 64  # chunks
-MOST_POSTED: Final = 64  # batches that have not completed
+MOST_POSTED: Final = 16  # batches that have not completed: an ERROR waits for them
 
 
 class Writing:

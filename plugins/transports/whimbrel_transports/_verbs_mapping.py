@@ -8,39 +8,31 @@ copying. The rules it lives by:
 * **The writer does not take turns with it**: what is not entered yet, the writer enters; whoever came first, the other
   waits for that one step.
 * **One thread enters and unmaps**, so that no page is entered of what is unmapped already. It unmaps in steps, since
-  all that asks for memory in this process waits for each; and it is while a guest stands still that regions end.
+  all that asks for memory in this process waits for each.
+* **What is no more written stays mapped until the connection ends**, some of it at least: regions end while a guest
+  stands still, and unmapping would take a processor from those who start it again.
 """
 
 from __future__ import annotations
 
-import ctypes
 import mmap
-import os
 import threading
 from collections import deque
 from typing import Final
+
+from whimbrel.machine import hugepages, libc
 
 __all__ = ["Mapping", "Paging"]
 
 _STEP: Final = 4 << 20  # bytes entered at once, 0.4 ms
 _UNMAPPED: Final = 32 << 20  # bytes unmapped at once, 1.5 ms
 _MADV_POPULATE_READ: Final = 22
+_KEPT: Final = 1024  # mappings that are not written any more
 _WAITING, _DONE = b"\1", b"\2"
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_mmap = _libc.mmap
-_mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64)
-_mmap.restype = ctypes.c_void_p
-_munmap = _libc.munmap
-_munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
-_munmap.restype = ctypes.c_int
-_madvise = _libc.madvise
-_madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-_madvise.restype = ctypes.c_int
 
 
 class Mapping:
-    """Part of a file, mapped in whole pages; Python's own mmap would keep the interpreter's lock where it takes long.
+    """Part of a file, mapped in whole pages, huge ones where the file has such; other threads run meanwhile.
 
     Raises OSError where it cannot be mapped.
     """
@@ -48,13 +40,10 @@ class Mapping:
     def __init__(self, fd: int, offset: int, length: int, *, write: bool) -> None:
         before = offset % mmap.PAGESIZE
         self._size = length + before
-        protection = mmap.PROT_READ | (mmap.PROT_WRITE if write else 0)
-        start = _mmap(None, self._size, protection, mmap.MAP_SHARED, fd, offset - before)
-        if start is None or start == ctypes.c_void_p(-1).value:
-            code = ctypes.get_errno()
-            raise OSError(code, f"cannot map a peer's memory: {os.strerror(code)}")
-        self._start: int | None = start
-        self.address = start + before
+        align = hugepages.page_size() if length >= hugepages.page_size() else 0
+        self._mapping = libc.SharedMapping(fd, offset - before, self._size, align or mmap.PAGESIZE, write=write)
+        self._start: int | None = self._mapping.address
+        self.address = self._mapping.address + before
         self._steps = bytearray(-(-self._size // _STEP))  # 0, _WAITING while somebody enters it, _DONE
         self._changed = threading.Condition()
         self.entered = False
@@ -87,7 +76,7 @@ class Mapping:
             self._steps[step : step + 1] = _WAITING
         # Where the kernel cannot (it is older than 5.14), a write enters the page, one after another.
         assert self._start is not None
-        _madvise(self._start + step * _STEP, min(_STEP, self._size - step * _STEP), _MADV_POPULATE_READ)
+        libc.madvise(self._start + step * _STEP, min(_STEP, self._size - step * _STEP), _MADV_POPULATE_READ)
         with self._changed:
             self._steps[step : step + 1] = _DONE
             self._changed.notify_all()
@@ -96,8 +85,7 @@ class Mapping:
         """Unmap it; twice is fine."""
         start, self._start = self._start, None
         if start is not None:
-            for at in range(0, self._size, _UNMAPPED):
-                _munmap(start + at, min(_UNMAPPED, self._size - at))
+            self._mapping.unmap(_UNMAPPED)
 
 
 class Paging:
@@ -143,10 +131,12 @@ class Paging:
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._new or self._old or self._closed)
-                old, self._old = self._old, deque()
-                # What is unmapped now was asked to be entered before, and maybe not looked at yet.
-                self._new = deque(mapping for mapping in self._new if mapping not in old)
+                self._changed.wait_for(lambda: self._new or len(self._old) > _KEPT or self._closed)
+                # What is not written any more was asked to be entered before, and maybe not looked at yet.
+                self._new = deque(mapping for mapping in self._new if mapping not in self._old)
+                old = deque[Mapping]()
+                while self._old and (self._closed or len(self._old) > _KEPT):
+                    old.append(self._old.popleft())
                 if not old and self._closed:
                     return
                 new = self._new[0] if self._new and not old else None

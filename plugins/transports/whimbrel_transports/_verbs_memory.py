@@ -158,6 +158,12 @@ class Regions:
             self._find(self._local, pd, Access(0), keys, addresses, lengths)
 
     @contextmanager
+    def reading(self, pd: Domain, keys: Keys, addresses: AddressArray, lengths: AddressArray) -> Iterator[None]:
+        """Hold the regions that pieces of ours are read from. Raises Refused, holding none, unless all are inside."""
+        with self._held(self._local, pd, Access(0), keys, addresses, lengths):
+            yield
+
+    @contextmanager
     def using_local(self, pd: Domain, key: int, address: int, length: int) -> Iterator[None]:
         """Hold the region that a receive was posted for. Raises Refused if it is none of ours, or not to be written."""
         with self._held(self._local, pd, Access.LOCAL_WRITE, key, *_single(address, length)):

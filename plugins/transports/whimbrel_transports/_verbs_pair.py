@@ -6,6 +6,8 @@ The rules it lives by:
   they belong and acknowledges. No thread of the program is woken but by a completion.
 * **The responder judges, always**: where a write cannot be done by way of shared memory, for whatever reason, it goes
   as a frame, and is refused at the other end if it must be.
+* **Large writes into shared memory go on beside whoever posts them** (`_verbs_copying`); nothing that is posted behind
+  them overtakes them.
 * Completions are queued under the lock under which the state changes, so their order is that of the requests.
 * A message for which no receive is posted is kept, one of them; meanwhile the engine goes on hearing answers, so that
   two ends which both wait for a receive hear of what they have sent.
@@ -17,6 +19,7 @@ import logging
 import threading
 import time
 from collections import deque
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final, Protocol
 
 import attrs
@@ -26,6 +29,7 @@ import numpy.typing as npt
 from whimbrel.errors import ChannelClosed, ChannelLost, StateError, StreamError
 from whimbrel.verbs import QpState, QueuePair, WcOpcode, WcStatus, WorkCompletion
 from whimbrel_transports._verbs_copy import memory_at, merged
+from whimbrel_transports._verbs_copying import Copying
 from whimbrel_transports._verbs_frames import MAX_BATCH, MAX_MESSAGE, MAX_WRITE, PIECE, Frame, Kind, Refusal
 from whimbrel_transports._verbs_memory import AddressArray, Domain, Keys, Refused, Regions
 
@@ -40,6 +44,7 @@ __all__ = ["NO_END", "Pair", "Shortcut"]
 NO_END: Final = 7  # of `rnr_retry`
 _RNR_TIMER: Final = 0.05  # seconds for each of the retries
 _LAST_WORDS: Final = 2.0  # seconds the peer has to hear why it was refused
+_LARGE: Final = 256 << 10  # bytes of a write from which another thread is worth its while
 _REQUESTS: Final = frozenset({Kind.SEND, Kind.WRITE, Kind.WROTE})
 _STATUS: Final = {
     Refusal.RNR: WcStatus.RNR_RETRY_EXC_ERR,
@@ -82,6 +87,26 @@ class _Posted:
         return WorkCompletion(self.wr_id, status, self.opcode, self.length, None, qp_num)
 
 
+@attrs.define(eq=False)
+class _Write:
+    """A batch that is to be written, and what holds the memory that it is read from."""
+
+    posted: _Posted
+    sources: AddressArray
+    targets: AddressArray
+    keys: Keys
+    lengths: AddressArray
+    total: int
+    imm_data: int | None
+    held: ExitStack
+
+    def keep(self) -> None:
+        """The caller's arrays may change from now on."""
+        self.sources, self.targets, self.lengths = self.sources.copy(), self.targets.copy(), self.lengths.copy()
+        if not isinstance(self.keys, int):
+            self.keys = self.keys.copy()
+
+
 @attrs.frozen(eq=False)
 class _Receive:
     wr_id: int
@@ -114,6 +139,7 @@ class Pair(QueuePair):
         self._regions, self._line, self._shortcut = regions, line, shortcut
         self._send_cq, self._recv_cq = send_cq, recv_cq
         self._max_send_wr, self._max_recv_wr = max_send_wr, max_recv_wr
+        self._copying = Copying()
         self._posting = threading.Lock()  # one request after the other
         self._lock = threading.RLock()  # of everything below, for moments only
         self._state = QpState.INIT
@@ -172,6 +198,7 @@ class Pair(QueuePair):
         pieces = np.array([[address, length]], np.uint64)
         with self._posting:
             posted = self._admit(wr_id, WcOpcode.SEND, length, signalled=signalled)
+            self._copying.wait()
             if posted is None or (length and not self._is_ours(posted, lkey, pieces[:, 0], pieces[:, 1])):
                 return
             self._transmit(posted, Kind.SEND, imm_data, length, 0, b"", pieces if length else pieces[:0])
@@ -192,20 +219,42 @@ class Pair(QueuePair):
         total = _check_batch(local_addresses, lkeys, remote_addresses, rkeys, lengths)
         with self._posting:
             posted = self._admit(wr_id, WcOpcode.RDMA_WRITE, total, signalled=signalled)
-            if posted is None or not self._is_ours(posted, lkeys, local_addresses, lengths):
+            if posted is None:
                 return
-            if self._shortcut is not None and self._shortcut.write(local_addresses, remote_addresses, rkeys, lengths):
+            held = ExitStack()
+            try:
+                held.enter_context(self._regions.reading(self.pd, lkeys, local_addresses, lengths))
+            except Refused as error:
+                self._copying.wait()
+                self._is_refused_here(posted, error)
+                return
+            write = _Write(posted, local_addresses, remote_addresses, rkeys, lengths, total, imm_data, held)
+            if self._shortcut is None or total < _LARGE or imm_data is not None:
+                self._copying.wait()
+                self._write(write)
+            else:
+                write.keep()
+                self._copying.add(lambda: self._write(write))
+
+    def _write(self, write: _Write) -> None:
+        """Do a write, unless it was flushed."""
+        with write.held:
+            if self._state is QpState.ERR:
+                return
+            posted, imm_data, lengths = write.posted, write.imm_data, write.lengths
+            if self._shortcut is not None and self._shortcut.write(write.sources, write.targets, write.keys, lengths):
                 if imm_data is None:
                     self._settle(posted)
                 else:
-                    self._transmit(posted, Kind.WROTE, imm_data, 0, total, b"", _nothing())
+                    self._transmit(posted, Kind.WROTE, imm_data, 0, write.total, b"", _nothing())
                 return
             head = np.zeros(len(lengths), _PIECE)
-            head["address"], head["length"], head["rkey"] = remote_addresses, lengths, rkeys
-            sources, _, sizes = merged(local_addresses, remote_addresses, lengths)
-            size = head.nbytes + total
+            head["address"], head["length"], head["rkey"] = write.targets, lengths, write.keys
+            sources, _, sizes = merged(write.sources, write.targets, lengths)
             vectors = np.stack((sources, sizes), axis=1)
-            self._transmit(posted, Kind.WRITE, imm_data, size, len(lengths), head.tobytes(), vectors)
+            self._transmit(
+                posted, Kind.WRITE, imm_data, head.nbytes + write.total, len(lengths), head.tobytes(), vectors
+            )
 
     def _admit(self, wr_id: int, opcode: WcOpcode, length: int, *, signalled: bool) -> _Posted | None:
         """Take a request into the queue; None if it was flushed at once."""
@@ -227,10 +276,13 @@ class Pair(QueuePair):
         try:
             self._regions.check_local(self.pd, keys, addresses, lengths)
         except Refused as error:
-            _log.debug("queue pair %d: %s", self.qp_num, error)
-            self._fail(posted, WcStatus.LOC_PROT_ERR)
+            self._is_refused_here(posted, error)
             return False
         return True
+
+    def _is_refused_here(self, posted: _Posted, error: Refused) -> None:
+        _log.debug("queue pair %d: %s", self.qp_num, error)
+        self._fail(posted, WcStatus.LOC_PROT_ERR)
 
     def _transmit(
         self, posted: _Posted, kind: Kind, imm_data: int | None, size: int, count: int, body: bytes,
@@ -292,6 +344,7 @@ class Pair(QueuePair):
         with self._lock:
             self._closed = True
         self._fail()
+        self._copying.close()
         engine = self._engine
         if engine is not None and engine is not threading.current_thread():
             engine.join()
