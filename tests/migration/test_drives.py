@@ -26,6 +26,7 @@ from whimbrel.monitor.commands import COMMANDS
 from whimbrel.monitor.context import Context
 from whimbrel.monitor.session import Session
 from whimbrel.testing.faults import Faults
+from whimbrel_savevm._block_loader import BlockLoader
 
 LONG = 60.0
 MIB = 1 << 20
@@ -389,6 +390,16 @@ def test_an_image_that_somebody_else_uses_is_refused_before_a_byte_of_any_change
 def test_the_same_image_on_both_sides_is_not_sent_into_itself(moving):
     world, pair = moving(shared=True)
     refused(world, pair, "migrate without block")
+
+
+def test_a_chunk_that_the_destination_passes_over_is_found_out(moving, monkeypatch):
+    """Before the source lets go: both ends tell how many chunks of each drive they have dealt with."""
+    world, pair = moving(uri="tcp:127.0.0.1:0", handover="auto")
+    load = BlockLoader._load_chunk
+    monkeypatch.setattr(
+        BlockLoader, "_load_chunk", lambda self, drive, record: record.number == 1 or load(self, drive, record)
+    )
+    refused(world, pair, "the source has sent")
 
 
 def test_a_drive_that_fails_when_it_is_read(moving, monkeypatch):

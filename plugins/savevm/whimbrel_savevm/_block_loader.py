@@ -71,6 +71,10 @@ class BlockLoader:
         came = self._came.get(name)
         return 0 if came is None else int(np.count_nonzero(came))
 
+    def came(self) -> dict[str, int]:
+        """How many chunks of each drive came, each counted once; of those of which any did."""
+        return {name: int(np.count_nonzero(came)) for name, came in self._came.items()}
+
     def commit(self) -> None:
         """Flush everything. Raises MigrationError."""
         self._flusher.finish()

@@ -81,6 +81,11 @@ class BlockSaver:
         out.write(self._told_of(100))
         self._end_body(out, before)
 
+    def sent(self) -> dict[str, int]:
+        """How many chunks of each drive have gone, each counted once; of those of which any have."""
+        counts = {tracked.drive.name: int(np.count_nonzero(tracked.sent)) for tracked in self._drives}
+        return {name: count for name, count in counts.items() if count}
+
     def finish(self) -> None:
         """End the reading and the tracking."""
         self._reads.close()
@@ -138,6 +143,7 @@ class BlockSaver:
             self._progress.duplicate += _PAGES
         else:
             self._progress.normal += _PAGES
+        tracked.sent[number] = True
         chunk = wire.chunk(tracked.drive.name, number, zero=zero)
         if not tracked.waiting[number]:
             return chunk
@@ -157,13 +163,14 @@ class BlockSaver:
 
 
 class _TrackedDrive:
-    """A drive, and which chunks are to be sent, which wait to be sent for the first time, and which are holes."""
+    """A drive, and which chunks are to be sent, wait to be sent for the first time, are holes, and have been sent."""
 
     def __init__(self, drive: Drive) -> None:
         self.drive = drive
         self.dirty = DirtyBitmap(drive.chunks)
         self.holes: BoolArray = np.zeros(drive.chunks, np.bool_)
         self.waiting: BoolArray = np.zeros(drive.chunks, np.bool_)
+        self.sent: BoolArray = np.zeros(drive.chunks, np.bool_)
 
     def begin(self, *, allocated_only: bool) -> None:
         """Track the drive; what it holds now is dirty."""

@@ -7,7 +7,7 @@ and takes a stream without the section too: both sides have the same images then
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from whimbrel.abc import IterableHandler, Progress, SaveVMSpec, SectionKind, Slice, StreamReader, StreamWriter
 from whimbrel.hookspecs import hookimpl
@@ -73,6 +73,10 @@ class BlockHandler(IterableHandler):
         if self._loader is None:
             self._loader = BlockLoader(self._drives)
         self._loader.load(reader, kind)
+
+    def tally(self) -> Mapping[str, int]:
+        """How many chunks of each drive have gone, or have come."""
+        return self._saver.sent() if self._loader is None else self._loader.came()
 
     def chunks_come(self, name: str) -> int:
         """How many chunks of drive `name` came so far, each counted once."""

@@ -464,6 +464,26 @@ def test_zeros_become_holes_whether_they_are_marks_or_not(make):
     assert device.next_extent(2 * MIB + (512 << 10) + piece)[0] == 3 * MIB
 
 
+@pytest.mark.parametrize("zero_blocks", [False, True])
+@pytest.mark.parametrize("leaving", [Leaving.EVERYTHING, Leaving.ALLOCATED])
+def test_both_ends_count_the_same_chunks_each_once(source, make, zero_blocks, leaving):
+    sizes = {"a": 5 * MIB + 1, "b": 2 * MIB, "empty": 3 * MIB}
+    one = source(sizes, zero_blocks=zero_blocks, leaving=leaving)
+    there = make(sizes, started=False)
+    assert one.handler.tally() == BlockHandler(there).tally() == {}
+    one.machine.drives["a"].write(MIB, b"x" * (2 * MIB))
+    one.machine.drives["b"].write(MIB, b"y")
+    one.start()
+    bodies = one.round()
+    one.machine.drives["a"].write(MIB, b"again")
+    one.handler.sync()
+    bodies.append(one.end())
+    everything = {"a": 6, "b": 2, "empty": 3}
+    expected = everything if leaving is Leaving.EVERYTHING else {"a": 2, "b": 1}
+    assert one.handler.tally() == expected
+    assert load(there, *bodies).tally() == expected
+
+
 def test_the_last_word_wins(make):
     there = make({"a": MIB}, started=False)
     load(there, chunk("a", 0, b"one") + chunk("a", 0) + chunk("a", 0, b"three") + wire.EOS_RECORD)
