@@ -1,8 +1,9 @@
 """Writes what becomes of one side's ownership in one attempt into the machine's journal, before it becomes so.
 
-What must be durable then and there is. Two moves need not be: FROZEN, which is made durable beside the sending of the
-rest (`settle` waits for that before the proof is asked for), and PREPARED, behind which a crash leads to the same as
-behind LOADING.
+What must be durable then and there is. Three need not be: FROZEN, which is made durable beside the sending of the rest
+(`settle` waits for that before the proof is asked for); LOADING, which is made so beside the loading, since the source
+may have stopped its guest by then (PREPARED waits for it: until then a crash that forgets it leaves the machine at its
+source); and PREPARED, behind which a crash leads to the same as behind LOADING.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ class Keeper:
         self._syncing: threading.Thread | None = None
 
     def begin(self, ownership: SourceOwnership | DestinationOwnership) -> None:
-        """Write down where this side begins. Raises JournalError."""
-        self._journal.append(self._record(ownership, ""))
+        """Write down where this side begins; it is durable once it has moved on. Raises JournalError."""
+        self._journal.note(self._record(ownership, ""))
+        self._sync_beside()
 
     def move(
         self,
@@ -41,6 +43,8 @@ class Keeper:
     ) -> None:
         """Write down a move that is about to take place. Raises JournalError; then it must not."""
         record = self._record(new, why)
+        if new is DestinationOwnership.PREPARED:
+            self.settle()
         if new is SourceOwnership.FROZEN:
             self._journal.note(record)
             self._sync_beside()
