@@ -8,6 +8,7 @@ import threading
 import time
 
 from whimbrel.abc import Guest
+from whimbrel.errors import StateError
 from whimbrel.machine import LoopGuest
 
 
@@ -94,6 +95,28 @@ def exiting(memory):
     def step():
         if words[7]:
             os._exit(7)
+
+    return LoopGuest(step)
+
+
+def keeping(memory):
+    """Writes to its drive all the time, on a thread that no safe point stops too."""
+    words, drive = memory.array("words", 8, "uint64"), memory.drives["disk0"]
+
+    def aside():
+        while True:
+            try:
+                drive.write(4096, int(words[1]).to_bytes(8, "big"))
+                words[1] += 1
+            except StateError:  # the machine stands still
+                words[2] += 1
+                time.sleep(0.0005)
+
+    threading.Thread(target=aside, daemon=True).start()
+
+    def step():
+        drive.write(0, int(words[0]).to_bytes(8, "big"))
+        words[0] += 1
 
     return LoopGuest(step)
 

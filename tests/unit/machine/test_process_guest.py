@@ -18,6 +18,7 @@ from whimbrel.errors import ConfigError, GuestError, StateError, TrackerUnavaila
 from whimbrel.machine import BareMachine, ProcessGuest
 from whimbrel.machine.dirty import CompareTracker, kernel
 from whimbrel.machine.dirty.plugin import whimbrel_dirty_trackers
+from whimbrel.machine.drives import Drives
 from whimbrel.machine.process import guest as module
 from whimbrel.settings import Settings
 from whimbrel.testing.guests import Probe, probe
@@ -213,6 +214,48 @@ def test_a_child_that_is_killed_fails_the_machine(make, number):
     assert f"process {pid} was killed by {number.name}" in str(wait_failed(machine))
     assert machine.run_state == "internal-error"
     assert not is_there(pid), "it was not waited for"
+
+
+@pytest.fixture
+def keeping(make, tmp_path):
+    """A machine that runs, whose child writes to its drive all the time."""
+    image = tmp_path / "disk0"
+    image.write_bytes(bytes(1 << 20))
+    machine = make("keeping")
+    machine.drives.add("disk0", image)
+    machine.start()
+    wait_until(lambda: words(machine)[0] and words(machine)[1])
+    return machine
+
+
+def test_no_thread_of_the_child_writes_drives_while_the_machine_stands_still(keeping):
+    """Whoever tries is refused there, and may go on when the machine does."""
+    for _ in range(5):
+        keeping.stop()
+        refused, before = int(words(keeping)[2]), keeping.drives["disk0"].read(0, 8192)
+        wait_until(lambda refused=refused: words(keeping)[2] > refused + 2)
+        unchanged = keeping.drives["disk0"].read(0, 8192) == before
+        assert unchanged, "written after stop had returned"
+        written = int(words(keeping)[1])
+        keeping.start()
+        wait_until(lambda written=written: words(keeping)[1] > written)
+
+
+def test_a_child_that_is_killed_while_it_writes_a_drive_leaves_it_to_the_machine(keeping):
+    """It writes no more, and nobody else may: the machine has the lock until it is closed."""
+    drive, place = keeping.drives["disk0"], keeping.drives["disk0"].place
+    os.kill(keeping.guest.pid, signal.SIGKILL)
+    wait_failed(keeping)
+    assert keeping.run_state == "internal-error"
+    with pytest.raises(StateError, match="does not run"):
+        drive.write(0, b"x")
+    other = Drives(lambda: None)
+    other.add("disk0", place)
+    with pytest.raises(StateError, match="in use"):
+        other.acquire()
+    keeping.close()
+    other.acquire()
+    other.close()
 
 
 def test_a_child_that_exits_fails_the_machine(make):
