@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -39,7 +40,7 @@ def happened(make_pair, churning, tmp_path, monkeypatch):
         real = getattr(os, call)
 
         def noting(fd, real=real, call=call):
-            journal = os.readlink(f"/proc/self/fd/{fd}")
+            journal = str(Path(f"/proc/self/fd/{fd}").readlink())
             assert str(tmp_path) in journal
             side = "source" if "/here" in journal else "destination"
             beside = " beside" if threading.current_thread().name == "whimbrel-journal" else ""
