@@ -28,7 +28,7 @@ test: $(VENV)/wheel qemu spin ## all tests but the long ones, on the wheel, on a
 test-long: $(VENV)/wheel qemu spin ## the long ones
 	$(PYTHON) -m pytest -m "long" --timeout=3600 $(ARGS)
 
-sweep: $(VENV)/wheel ## cut a handover behind every byte, some 220 000 times; goes on where it was, and writes docs/never-two.md
+sweep: $(VENV)/wheel ## cut a handover behind every byte, some 391 000 times in all; goes on where it was, and writes docs/never-two.md
 	$(PYTHON) -m tests.sweep --write $(ARGS)
 
 qemu: ## have a QEMU here to test against, if it can be had
