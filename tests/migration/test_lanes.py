@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import socket
 import threading
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 
 import numpy as np
 import pytest
 
-from whimbrel import MigrationRefused, MigrationStatus, PluginManager, RunState, hookimpl
+from whimbrel import MigrationRefused, MigrationStatus, PluginManager, RunState, Settings, hookimpl
 from whimbrel.abc import Codec, CodecSpec, TransportSpec
 from whimbrel.errors import (
     ChannelError,
@@ -22,6 +22,7 @@ from whimbrel.errors import (
     StreamError,
 )
 from whimbrel.migration import lanes as lanes_room
+from whimbrel.migration.uri import resolve
 from whimbrel.testing.faults import ChannelWrapper, Faults, FaultyChannel, FaultyTransport
 from whimbrel.testing.pair import settle
 from whimbrel.wire import handover, multifd, skeleton
@@ -547,6 +548,56 @@ def test_strangers_who_say_nothing_keep_nobody_waiting(two, build, settings):
         assert silent.recv(1) == b"", "he was hung up on"
 
 
+class Elsewhere(Link):
+    """The lanes of the source go to a listener that swallows them; the main channel goes where it should."""
+
+    def __init__(self):
+        super().__init__()
+        manager = PluginManager()
+        self.listener = manager.transport("tcp").create().listen("127.0.0.1:0")
+        self.connector = resolve(self.listener.uri, manager).connector(Settings())
+        self.swallowing = []
+
+    def connected(self, channel):
+        if self.channels:
+            channel.close()
+            channel = self.connector.connect(lanes_patience())
+            self.swallowing.append(threading.Thread(target=self.swallow))
+            self.swallowing[-1].start()
+        self.channels.append(channel)
+        return channel
+
+    def swallow(self):
+        with closing(self.listener.accept(lanes_patience())) as channel, suppress(ChannelError):
+            while channel.recv_into(bytearray(1 << 20)):
+                pass
+
+    def close(self):
+        for thread in self.swallowing:
+            thread.join(LONG)
+        self.listener.close()
+
+
+@pytest.mark.parametrize("token", [b"", multifd.token_of(b"x" * 16)])
+def test_lanes_that_are_all_of_a_stranger(two, build, settings, token):
+    """He has said the machine's UUID and has taken every place; the source's own lanes lead nowhere."""
+    there = settings.copy()
+    there.limits.strangers = 8
+    with closing(Elsewhere()) as link:
+        pair = two(build, settings, link, destination_settings=there)
+        pair.source.start()
+        incoming = pair.destination.incoming("tcp:127.0.0.1:0")
+        with connected(incoming.uri) as first, connected(incoming.uri) as second:
+            for number, his in enumerate((first, second)):
+                his.sendall(lane(number, token=token) + syncs(64))
+            outgoing = pair.source.migrate(incoming.uri)
+            settle(outgoing, LONG)
+            settle(incoming, LONG)
+            assert stays(pair, build, incoming, outgoing)
+            assert incoming.error.message == "the lanes are not of the attempt that the main channel is of"
+            assert outgoing.info.downtime is None, "the guest was never stopped"
+
+
 class Wait:
     """A gathering of a source with two lanes, on a thread of its own."""
 
@@ -601,8 +652,17 @@ def hung_up(link):
         return True
 
 
-def lane(number, uuid=bytes(16)):
-    return multifd.encode_init(multifd.Init(uuid, number))
+def syncs(count):
+    """The packets of a lane that has had nothing to bring in so many rounds."""
+    stage, packets = multifd.PacketStage(), bytearray()
+    for number in range(count):
+        stage.sync(number)
+        packets += stage.header.tobytes()
+    return packets
+
+
+def lane(number, uuid=bytes(16), token=b""):
+    return multifd.encode_init(multifd.Init(uuid, number, token))
 
 
 @pytest.mark.parametrize(
@@ -621,7 +681,7 @@ def test_strangers_who_say_something_wrong(said, reason, caplog):
     with Wait() as wait:
         wait.connect(skeleton.HEADER + b"+")
         wait.connect(lane(0) + b"+")
-        while wait.gathering._main is None or not wait.gathering._lanes.get((b"", bytes(16))):
+        while wait.gathering._main is None or not any(wait.gathering._lanes.values()):
             assert wait.thread.is_alive()
         stranger = wait.connect(said)
         assert hung_up(stranger)
@@ -670,6 +730,17 @@ def test_lanes_of_two_sources_are_not_mixed():
         for bytes_ in (lane(0, b"y" * 16) + b"-", skeleton.HEADER + b"+", lane(0) + b"+", lane(1) + b"+"):
             wait.connect(bytes_)
         assert wait.came()
+
+
+@pytest.mark.parametrize("first", [lane(1, token=b"!" * 32), lane(1)])
+def test_a_lane_of_another_attempt_takes_no_place(first):
+    with Wait() as wait:
+        wait.connect(first + b"-")
+        for number in (0, 1):
+            wait.connect(lane(number, token=b"t" * 32) + b"+")
+        wait.connect(skeleton.HEADER + b"+")
+        assert wait.came()
+        assert wait.gathered.token == b"t" * 32
 
 
 def test_a_word_about_ownership_while_a_source_is_waited_for():

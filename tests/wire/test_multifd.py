@@ -40,6 +40,22 @@ def test_the_first_bytes_of_a_lane():
     assert parse_init(memoryview(data)) == Init(uuid, 254)
 
 
+def test_the_first_bytes_of_a_lane_of_an_attempt():
+    """The token stands where a QEMU has zeros, which no QEMU reads."""
+    token = multifd.token_of(bytes(range(16)))
+    assert token.hex() == "4515223e09f4e1025205f005983f97978123c21dce850facd6e9c7b1d90b59f4"
+    data = multifd.encode_init(Init(bytes(16), 3, token))
+    assert data == bytes.fromhex("11223344 00000001") + bytes(16) + b"\x03whmb\0\0\0" + token
+    assert parse_init(memoryview(data)) == Init(bytes(16), 3, token)
+
+
+@pytest.mark.parametrize("mark", [b"\0" * 7, b"whmb\0\0\1", b"\xff" * 7])
+def test_what_is_behind_another_mark_is_no_token(mark):
+    data = bytearray(multifd.encode_init(Init(bytes(16), 3, b"t" * multifd.TOKEN_SIZE)))
+    data[25:32] = mark
+    assert parse_init(memoryview(data)) == Init(bytes(16), 3)
+
+
 @pytest.mark.parametrize(("at", "words"), [(0, "begins with 0x10223344"), (7, "has version 0")])
 def test_first_bytes_of_something_else(at, words):
     data = bytearray(multifd.encode_init(Init(bytes(16), 0)))

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from hmac import compare_digest
 from typing import Final
 
 from whimbrel.abc import Channel, Listener, Patience, RemotelyWrittenChannel
@@ -50,7 +51,7 @@ from whimbrel.migration.status import DESTINATION_MOVES, MigrationStatus
 from whimbrel.migration.witnessing import DESTINATION, SOURCE, ask, destination_meets, witness_of
 from whimbrel.plugins import PluginManager
 from whimbrel.stream import Reader, Replay
-from whimbrel.wire import handover
+from whimbrel.wire import handover, multifd
 from whimbrel.wire.commands import Attempt as AttemptCommand
 from whimbrel.wire.handover import Word, WordKind
 from whimbrel.wire.return_path import Message, Shut
@@ -200,7 +201,7 @@ class IncomingMigration(Attempt):
             reader,
             answer,
             on_prepared=self._prepared,
-            on_attempt=self._begin,
+            on_attempt=partial(self._begin, gathered),
             on_meet=self._meet,
             method=gathered.method,
         )
@@ -264,8 +265,13 @@ class IncomingMigration(Attempt):
                     place=exc.place,
                 ) from exc
 
-    def _begin(self, attempt: AttemptCommand) -> None:
-        """The source offers to hand over in pairs, and says which attempt it is."""
+    def _begin(self, gathered: Gathered, attempt: AttemptCommand) -> None:
+        """The source offers to hand over in pairs, and says which attempt it is: the lanes have to be of it."""
+        if gathered.lanes and not compare_digest(gathered.token, multifd.token_of(attempt.mid)):
+            raise StreamError(
+                "the lanes are not of the attempt that the main channel is of",
+                hint="somebody else has connected here: with tls-creds at both ends he cannot",
+            )
         self._keeper = Keeper(
             self._journal,
             role=self.role,

@@ -253,6 +253,8 @@ class OutgoingMigration(Attempt):
             Patience(self._limits.connect_timeout, self._patience.cancelled),
             lanes=self._parameters.multifd_channels,
             uuid=connecting.uuid_of(self._machine),
+            # Only a handover in pairs says which attempt it is; without, there is nothing to compare it with.
+            token=multifd.token_of(self._mid) if self._timing is HandoverTiming.AUTO else b"",
             bundle=bundle,
         )
         mode = multifd.mode_of(self._machine.name)

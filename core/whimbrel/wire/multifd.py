@@ -11,6 +11,7 @@ import re
 import struct
 from enum import Enum, IntFlag
 from functools import lru_cache
+from hashlib import sha256
 from typing import Final
 
 import attrs
@@ -33,7 +34,9 @@ PAGES_MAX: Final = 128
 HEADER_SIZE: Final = 320 + 8 * PAGES_MAX
 PAYLOAD_MAX: Final = 1 << 20  # bytes; what a QEMU 7.2 has room for, and more than any codec makes of 128 pages
 
-_INIT: Final = struct.Struct(">II16sB39x")
+TOKEN_SIZE: Final = 32
+_TOKEN_MAGIC: Final = b"whmb\0\0\0"  # in a room that QEMU leaves zero, and does not look at: a token follows
+_INIT: Final = struct.Struct(">II16sB7s32s")
 _HEAD: Final = struct.Struct(">IIIIIIQI28x256s")
 
 _NO_INDICES: Final[IndexArray] = np.empty(0, np.intp)
@@ -115,22 +118,32 @@ def mode_of(machine: str) -> LaneMode:
 
 @attrs.frozen
 class Init:
-    """What a lane begins with: the UUID of the machine that it is of (16 bytes, zeros for none), and its number."""
+    """What a lane begins with: the UUID of the machine that it is of (16 bytes, zeros for none), and its number.
+
+    A whimbrel's may bring a token too (`token_of`), which is empty in others.
+    """
 
     uuid: bytes
     number: int
+    token: bytes = b""
 
 
 def encode_init(init: Init) -> bytes:
-    """The first 64 bytes of a lane."""
-    return _INIT.pack(MAGIC, VERSION, init.uuid, init.number)
+    """The first 64 bytes of a lane: a QEMU's, byte for byte, without a token."""
+    marked = _TOKEN_MAGIC if init.token else b""
+    return _INIT.pack(MAGIC, VERSION, init.uuid, init.number, marked, init.token)
 
 
 def parse_init(data: memoryview) -> Init:
     """Read the first 64 bytes of a lane. Raises StreamError for another magic or version."""
-    magic, version, uuid, number = _INIT.unpack(data)
+    magic, version, uuid, number, marked, token = _INIT.unpack(data)
     _check_head(magic, version, "a lane")
-    return Init(uuid, number)
+    return Init(uuid, number, token if marked == _TOKEN_MAGIC else b"")
+
+
+def token_of(mid: bytes) -> bytes:
+    """What binds the lanes of the attempt `mid` to it (TOKEN_SIZE bytes): from it nobody can tell the id."""
+    return sha256(b"whimbrel lane" + mid).digest()
 
 
 def _check_head(magic: int, version: int, what: str) -> None:

@@ -22,8 +22,10 @@ def uuid_of(machine: BareMachine) -> bytes:
     return bytes(multifd.UUID_SIZE) if machine.uuid is None else machine.uuid.bytes
 
 
-def connect(connector: Connector, patience: Patience, *, lanes: int, uuid: bytes, bundle: Bundle) -> list[Channel]:
-    """Connect lanes, which are closed with `bundle`, and have each say what it is.
+def connect(
+    connector: Connector, patience: Patience, *, lanes: int, uuid: bytes, token: bytes, bundle: Bundle
+) -> list[Channel]:
+    """Connect lanes, which are closed with `bundle`, and have each say what it is, with `token` if there is one.
 
     The main channel must have said so already: a QEMU 7.2 takes the first that connects for it. Raises ConnectError,
     ChannelError and MigrationCancelled.
@@ -36,7 +38,7 @@ def connect(connector: Connector, patience: Patience, *, lanes: int, uuid: bytes
             exc.message, exc.hint = f"lane {number} of {lanes}: {exc.message}", exc.hint or BOTH_ENDS
             raise
         bundle.add(channel)
-        channel.send(multifd.encode_init(multifd.Init(uuid, number)))
+        channel.send(multifd.encode_init(multifd.Init(uuid, number, token)))
         channels.append(channel)
     return channels
 

@@ -10,8 +10,9 @@ or that of a word about ownership (wire format, sections 1.1, 5.1, 5.2 and 11.1)
 * **A source is believed to be there when a stream's header came.** From then on its lanes have their time, and if they
   do not come, or more than are expected do, that is an error of that source's, which ends the wait. A second source is
   a stranger.
-* **Lanes are one source's** if they say the same UUID and have shown the certificate of the main channel. Without TLS a
-  UUID is no secret: whoever can connect and knows it can be a lane.
+* **Lanes are one source's** if they say the same UUID and token and have shown the certificate of the main channel.
+  Without TLS a UUID is no secret, and a token is: whether it is that of the main channel's attempt shows when that says
+  which attempt it is, before the guest stops.
 """
 
 from __future__ import annotations
@@ -45,19 +46,21 @@ _OTHER_PEER: Final = "it is a lane of another peer than the main channel: it has
 OnWord: TypeAlias = Callable[[Channel, bytes], object]
 """Takes over a connection that began with a word about ownership, of which it gets the bytes; on its own thread."""
 
-_Owner: TypeAlias = tuple[bytes, bytes]  # whose a lane is: the certificate it has shown, and the UUID it has said
+_Owner: TypeAlias = tuple[bytes, bytes, bytes]  # whose a lane is: the certificate it has shown, UUID and token
 
 
 @attrs.frozen(eq=False)
 class Gathered:
     """All connections of one source. `head` are the bytes of `main` that were read already.
 
-    `method` is what the lanes are to encode with; None if there are none.
+    `method` is what the lanes are to encode with, None if there are none; `token` what all of them have said, which is
+    empty if they said none.
     """
 
     main: Channel
     head: bytes = b""
     lanes: tuple[Channel, ...] = ()
+    token: bytes = b""
     method: Method | None = None
 
     def bundle(self) -> Bundle:
@@ -143,6 +146,7 @@ class Gathering:
         self._main: tuple[Channel, bytes] | None = None
         self._lanes: dict[_Owner, dict[int, Channel]] = defaultdict(dict)
         self._whole: tuple[Channel, ...] | None = None  # the lanes, once all of them are here
+        self._token = b""  # what they have said
         self._failure: MigrationError | None = None
         self._refused_lane = ""  # why the last lane was hung up on that was
         self._readers: dict[Channel, threading.Thread] = {}  # of each connection that is held
@@ -163,7 +167,7 @@ class Gathering:
         assert self._main is not None, "gathered without a main channel"
         assert self._whole is not None, "gathered without the lanes"
         main, head = self._main
-        return Gathered(main, head, self._whole)
+        return Gathered(main, head, self._whole, self._token)
 
     def _accept(self) -> None:
         while not self._over.is_set():
@@ -294,7 +298,7 @@ class Gathering:
                 )
             if self._main is not None and channel.identity != self._main[0].identity:
                 raise StreamError(_OTHER_PEER)
-            lanes = self._lanes[channel.identity, init.uuid]
+            lanes = self._lanes[channel.identity, init.uuid, init.token]
             if init.number in lanes:
                 raise StreamError(f"lane {init.number} has come twice")
             lanes[init.number] = channel
@@ -305,8 +309,8 @@ class Gathering:
         if self._main is None:
             return
         identity = self._main[0].identity
-        of_source = [lanes for owner, lanes in self._lanes.items() if owner[0] == identity]
-        for lanes in of_source if self._count else [{}]:
+        of_source = [(owner[2], lanes) for owner, lanes in self._lanes.items() if owner[0] == identity]
+        for token, lanes in of_source if self._count else [(b"", {})]:
             if (highest := max(lanes, default=0)) > max(self._count - 1, 0):
                 # A QEMU whose lane is hung up on may stand still for good, so this must not go on with the others.
                 self._failure = StreamError(
@@ -316,7 +320,7 @@ class Gathering:
                 self._end()
                 return
             if len(lanes) == self._count:
-                self._whole = tuple(lanes[number] for number in range(self._count))
+                self._whole, self._token = tuple(lanes[number] for number in range(self._count)), token
                 self._end()
                 return
 
