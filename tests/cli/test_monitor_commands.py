@@ -237,7 +237,8 @@ def test_status_of_a_machine_at_rest(cli, monitored):
     _, qmp = monitored()
     result = cli("status", "--qmp", qmp)
     assert result.exit_code == 0
-    assert rows(result) == {"machine": "small", "run state": "running", "migration": "none"}
+    owner = {"owner": "here, in epoch 1"}
+    assert rows(result) == {"machine": "small", "run state": "running", "migration": "none"} | owner
 
 
 def test_the_monitor_may_be_named_in_the_environment(cli, monitored, monkeypatch):
