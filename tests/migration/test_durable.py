@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from whimbrel.abc import Guest
+from whimbrel.errors import JournalError
 
 
 class Noting(Guest):
@@ -67,3 +69,26 @@ def test_between_stop_and_start_two_records_are_waited_for(happened):
 def test_whoever_is_prepared_has_written_down_durably_that_it_was_loading(happened):
     before = happened[: happened.index("source fdatasync")]  # which is RELEASED, behind the proof
     assert "destination fdatasync beside" in before
+
+
+@pytest.mark.parametrize("how", ["qemu", "proof", "auto"])
+def test_a_source_whose_stop_could_not_be_made_durable_does_not_let_go(make_pair, churning, tmp_path, monkeypatch, how):
+    """What the disk refuses is refused once: a later call that succeeds says nothing of it."""
+    pair = make_pair(churning({"a": 4}), handover=how, uri="tcp:127.0.0.1:0")
+    pair.source.keep_journal(tmp_path / "here")
+    pair.source.start()
+    real, refused = os.fdatasync, threading.Event()
+
+    def refusing(fd):
+        if threading.current_thread().name == "whimbrel-journal":
+            refused.set()
+            raise OSError(errno.EIO, "Input/output error")
+        real(fd)
+
+    monkeypatch.setattr(os, "fdatasync", refusing)
+    incoming, outgoing = pair.run()
+    assert refused.is_set()
+    assert isinstance(outgoing.error, JournalError)
+    assert pair.source.run_state == "running"
+    assert pair.source.journal.last.ownership == "owner"
+    assert incoming.ownership != "owner"

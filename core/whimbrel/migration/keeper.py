@@ -1,9 +1,9 @@
 """Writes what becomes of one side's ownership in one attempt into the machine's journal, before it becomes so.
 
 What must be durable then and there is. Three need not be: FROZEN, which is made durable beside the sending of the rest
-(`settle` waits for that before the proof is asked for); LOADING, which is made so beside the loading, since the source
-may have stopped its guest by then (PREPARED waits for it: until then a crash that forgets it leaves the machine at its
-source); and PREPARED, behind which a crash leads to the same as behind LOADING.
+(in pairs `settle` waits for that before the proof is asked for, and RELEASED does in any deal); LOADING, which is made so
+beside the loading, since the source may have stopped its guest by then (PREPARED waits for it: until then a crash that
+forgets it leaves the machine at its source); and PREPARED, behind which a crash leads to the same as behind LOADING.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from whimbrel.migration.handover import DestinationOwnership, Reason, SourceOwne
 from whimbrel.migration.journal import Journal, Record
 
 _NOTED: Final = frozenset({SourceOwnership.PREPARED, DestinationOwnership.PREPARED})
+_BEHIND_ALL: Final = frozenset({SourceOwnership.RELEASED, DestinationOwnership.PREPARED})
 
 
 class Keeper:
@@ -42,9 +43,9 @@ class Keeper:
         why: Reason,
     ) -> None:
         """Write down a move that is about to take place. Raises JournalError; then it must not."""
-        record = self._record(new, why)
-        if new is DestinationOwnership.PREPARED:
+        if new in _BEHIND_ALL:
             self.settle()
+        record = self._record(new, why)
         if new is SourceOwnership.FROZEN:
             self._journal.note(record)
             self._sync_beside()
@@ -62,6 +63,7 @@ class Keeper:
             raise self._failure
 
     def _sync_beside(self) -> None:
+        assert self._syncing is None, "a side notes one record, FROZEN or LOADING, in its attempt"
         if self._journal.path is not None:
             self._syncing = threading.Thread(target=self._sync, name="whimbrel-journal", daemon=True)
             self._syncing.start()
