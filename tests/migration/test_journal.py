@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import threading
 
 import attrs
@@ -173,6 +174,25 @@ def test_a_journal_is_written_anew_when_it_has_grown(opened, monkeypatch):
     assert again.of(bytes.fromhex(mids[0])) is None
     with pytest.raises(JournalError, match="held by another process"):
         Journal.open(again.path.parent, "heat")
+
+
+def test_a_journal_that_does_not_fit_written_anew_stays_as_it_was(opened, monkeypatch):
+    """A disk that takes a part of it only: the file's size is limited by the kernel meanwhile."""
+    journal = opened()
+    for number in range(40):
+        journal.append(record(mid=new_mid().hex(), epoch=number))
+    whole = journal.path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with monkeypatch.context() as patch:
+        patch.setattr(journals, "COMPACT", 4096)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        try:
+            with pytest.raises(JournalError, match="cannot be opened"):
+                opened()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert journal.path.read_bytes() == whole
+    assert opened().epoch == 39
 
 
 STANDINGS = [

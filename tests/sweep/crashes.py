@@ -4,7 +4,7 @@
 a handover in pairs with journals at both ends; one side's process ends at the record that the case names, and is
 brought back as `whimbrel run --journal` would, with `--incoming` where the machine is not its own. Then the other side
 is killed and brought back, too. Who runs holds a lock of the kernel's, and each start is a line in a ledger, with its
-epoch.
+process and its epoch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from itertools import pairwise
+from functools import partial
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,7 +44,11 @@ CRASHED: Final = 99
 
 @attrs.frozen
 class Case:
-    """Where who crashes: `at` is "before", "behind", or "torn" with `size` bytes of the record written."""
+    """Where who crashes: `at` is "before", "behind", or "torn" with `size` bytes of the record written.
+
+    `fault` is one that is planted: the source "forgets" and writes nothing before it is over, brought back it "does not
+    ask" and starts, or the destination "runs first" and writes it down then.
+    """
 
     side: str
     record: str
@@ -78,6 +83,7 @@ class _Guest(Guest):
     def __init__(self, name: str, folder: Path, machine: Machine) -> None:
         self._name, self._folder, self._machine = name, folder, machine
         self._lock = -1
+        self.late: Callable[[], object] = lambda: None  # what a planted fault puts off until it runs
 
     def power_on(self) -> None:
         """Nothing is needed."""
@@ -91,7 +97,8 @@ class _Guest(Guest):
         except BlockingIOError:
             wrong = "both"
         with (self._folder / "ledger").open("a") as file:
-            file.write(f"{self._name} {self._machine.epoch} {wrong}\n")
+            file.write(f"{self._name} {os.getpid()} {self._machine.epoch} {wrong}\n")
+        self.late()
 
     def stop(self) -> None:
         """Let go of it."""
@@ -165,13 +172,18 @@ class _Play:
     def destination(self, say: Callable[[str], object]) -> None:
         """Wait for it."""
         self._plant(DESTINATION)
-        self._receive(self._machine(DESTINATION), say)
+        machine = self._machine(DESTINATION)
+        if self._case.fault == "runs first":
+            keeper.Keeper.move = _hasty(keeper.Keeper.move, machine.guest)  # type: ignore[method-assign, arg-type]
+        self._receive(machine, say)
 
     def back(self, side: str, say: Callable[[str], object]) -> None:
         """What `whimbrel run --journal` does."""
         machine = self._machine(side)
         standing = machine.keep_journal(self._folder / side)
-        if standing.verdict is Verdict.ASK:
+        if standing.verdict is Verdict.ASK and self._case.fault == "does not ask":
+            machine.start_afresh()
+        elif standing.verdict is Verdict.ASK:
             stopped = threading.Event()
             threading.Timer(SOON / 2, stopped.set).start()
             standing = machine.settle_standing(stopped)
@@ -262,8 +274,11 @@ class _Play:
 
     def _wrong(self) -> list[str]:
         starts = self._starts()
-        wrong = [f"{name} was started while another ran" for name, _, both in starts if both]
-        epochs = [int(epoch) for _, epoch, _ in starts]
+        wrong = [f"{name} was started while another ran" for name, _, _, both in starts if both]
+        processes = [process for process, _ in groupby(starts, key=lambda start: start[1])]
+        if len(processes) != len(set(processes)):
+            wrong.append("a memory ran on that was older than a run elsewhere")
+        epochs = [int(epoch) for _, _, epoch, _ in starts]
         if any(later < before for before, later in pairwise(epochs)):
             wrong.append(f"the epochs of the starts are {epochs}")
         return wrong
@@ -277,6 +292,18 @@ def _forgetful(move: Callable[..., None]) -> Callable[..., None]:
             move(self, old, new, why)
 
     return forgetful
+
+
+def _hasty(move: Callable[..., None], guest: _Guest) -> Callable[..., None]:
+    """A keeper that writes down that the machine is this side's once it runs."""
+
+    def hasty(self: Any, old: Any, new: Any, why: Any) -> None:
+        if str(new) == "owner":
+            guest.late = partial(move, self, old, new, why)
+        else:
+            move(self, old, new, why)
+
+    return hasty
 
 
 def main() -> None:

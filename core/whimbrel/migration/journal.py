@@ -12,6 +12,7 @@ is taken back as far as it can be; a journal that could not even do that takes n
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -216,7 +217,8 @@ class Journal:
         fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.write(fd, data)
+            if os.write(fd, data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(fd)
             new.rename(self.path)
         except BaseException:

@@ -1,9 +1,9 @@
 """Writes what becomes of one side's ownership in one attempt into the machine's journal, before it becomes so.
 
 What must be durable then and there is. Three need not be: FROZEN, which is made durable beside the sending of the rest
-(in pairs `settle` waits for that before the proof is asked for, and RELEASED does in any deal); LOADING, which is made so
-beside the loading, since the source may have stopped its guest by then (PREPARED waits for it: until then a crash that
-forgets it leaves the machine at its source); and PREPARED, behind which a crash leads to the same as behind LOADING.
+(RELEASED waits for that, and in pairs the proof is not asked for before); LOADING, which is made so beside the loading,
+since the source may have stopped its guest by then (PREPARED waits for it: until then a crash that forgets it leaves the
+machine at its source); and PREPARED, behind which a crash leads to the same as behind LOADING.
 """
 
 from __future__ import annotations
