@@ -5,16 +5,21 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import socket
 import threading
 
 import attrs
 import pytest
 
 from whimbrel import LoopGuest, Machine, Settings
-from whimbrel.errors import JournalError, StateError
+from whimbrel.abc import Patience
+from whimbrel.errors import ConfigError, JournalError, StateError
 from whimbrel.migration import journal as journals
 from whimbrel.migration.journal import Journal, Record, new_mid
-from whimbrel.migration.standing import Standing, Verdict
+from whimbrel.migration.standing import Standing, Verdict, answer_from
+from whimbrel.migration.witnessing import witness_of
+from whimbrel.wire import handover
+from whimbrel.wire.handover import Word, WordKind
 
 MID = "0f" * 16
 
@@ -23,6 +28,12 @@ def record(**more):
     return attrs.evolve(
         Record(mid=MID, role="source", ownership="frozen", epoch=3, deal="pairwise", peer="x:y"), **more
     )
+
+
+@pytest.fixture
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
 
 
 @pytest.fixture
@@ -204,9 +215,12 @@ STANDINGS = [
     ("source", "released", "pairwise", Verdict.ASK),
     ("source", "released", "proof", Verdict.UNKNOWN),
     ("source", "released", "one-way", Verdict.UNKNOWN),
+    ("source", "frozen", "witness", Verdict.LOST),
+    ("source", "released", "witness", Verdict.ASK_WITNESS),
     ("source", "done", "pairwise", Verdict.AWAY),
     ("destination", "loading", "pairwise", Verdict.ELSEWHERE),
     ("destination", "prepared", "pairwise", Verdict.ELSEWHERE),
+    ("destination", "prepared", "witness", Verdict.ASK_WITNESS),
     ("destination", "refused", "pairwise", Verdict.ELSEWHERE),
     ("destination", "owner", "pairwise", Verdict.LOST),
 ]
@@ -227,7 +241,7 @@ def test_what_a_journal_says_after_a_crash(opened, tmp_path, role, ownership, de
             machine.start()
             assert (machine.epoch, machine.journal.last.ownership) == (4, "owner")
             return
-        with pytest.raises(StateError, match=r"handed over|has moved|on its way"):
+        with pytest.raises(StateError, match=r"handed over|has moved|on its way|be asked"):
             machine.start()
         assert machine.run_state == "prelaunch"
         machine.start_afresh()
@@ -303,16 +317,102 @@ def test_a_source_that_crashes_in_the_blackout_is_saved_by_its_destination(pair,
 
 def test_a_destination_that_crashed_has_nothing_and_says_so(pair, tmp_path):
     """Its journal says LOADING and PREPARED: what it held is gone with it, and it has never run."""
-    from whimbrel.migration.incoming import _from_the_records
-    from whimbrel.wire.handover import Word, WordKind
-
     mid = new_mid()
     pair.destination.journal.append(record(mid=mid.hex(), role="destination", ownership="prepared"))
     for kind in (WordKind.COMMIT, WordKind.ABORT):
-        assert _from_the_records(pair.destination.journal, Word(kind, mid, 1)).kind is WordKind.REFUSE
+        assert answer_from(pair.destination.journal, Word(kind, mid, 1)).kind is WordKind.REFUSE
     pair.destination.journal.append(record(mid=mid.hex(), role="destination", ownership="owner", epoch=9))
-    assert _from_the_records(pair.destination.journal, Word(WordKind.COMMIT, mid, 1)) == Word(WordKind.RUNNING, mid, 9)
-    assert _from_the_records(pair.destination.journal, Word(WordKind.COMMIT, new_mid(), 1)).kind is WordKind.UNKNOWN
+    assert answer_from(pair.destination.journal, Word(WordKind.COMMIT, mid, 1)) == Word(WordKind.RUNNING, mid, 9)
+    assert answer_from(pair.destination.journal, Word(WordKind.COMMIT, new_mid(), 1)).kind is WordKind.UNKNOWN
+
+
+def heard(uri, word):
+    """The answer to one word over a connection of its own."""
+    host, port = uri.removeprefix("tcp:").rsplit(":", 1)
+    with socket.create_connection((host, int(port)), 30) as link:
+        link.settimeout(30)
+        link.sendall(handover.encode(word))
+        answer = link.recv(handover.SIZE, socket.MSG_WAITALL)
+        return handover.decode(answer) if answer else None
+
+
+def test_a_destination_that_is_back_answers_a_source_that_asks_still(opened, tmp_path, free_port):
+    """At the address at which the machine arrived, until the source has heard it."""
+    uri, mid = f"tcp:127.0.0.1:{free_port}", bytes.fromhex(MID)
+    opened().append(record(role="destination", ownership="owner", peer=uri))
+    opened().close()
+    with Machine("heat") as machine:
+        machine.ram.add("a", 4096)
+        assert machine.keep_journal(tmp_path / "j").verdict is Verdict.LOST
+        assert machine.settle_standing(threading.Event()).verdict is Verdict.LOST
+        machine.start()
+        assert heard(uri, Word(WordKind.COMMIT, bytes(16), 1)).kind is WordKind.UNKNOWN
+        assert heard(uri, Word(WordKind.DONE, bytes(16), 1)) is None
+        for _ in range(2):
+            assert heard(uri, Word(WordKind.COMMIT, mid, 2)) == Word(WordKind.RUNNING, mid, 3)
+        assert heard(uri, Word(WordKind.DONE, mid, 2)) is None
+        machine._desk._thread.join(30)
+        with pytest.raises(ConnectionRefusedError):
+            heard(uri, Word(WordKind.COMMIT, mid, 2))
+
+
+def test_a_destination_whose_address_is_taken_runs_all_the_same(opened, tmp_path, caplog):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        opened().append(record(role="destination", ownership="owner", peer=f"tcp:127.0.0.1:{other.getsockname()[1]}"))
+        opened().close()
+        with Machine("heat") as machine:
+            machine.ram.add("a", 4096)
+            machine.keep_journal(tmp_path / "j")
+            machine.settle_standing(threading.Event())
+            machine.start()
+            assert "cannot be answered" in caplog.text
+
+
+WITNESSED = [
+    ("source", "released", None, Verdict.LOST, "owner", 5),
+    ("source", "released", "source", Verdict.LOST, "owner", 5),
+    ("source", "released", "destination", Verdict.AWAY, "done", 3),
+    ("destination", "prepared", None, Verdict.ELSEWHERE, "refused", 3),
+    ("destination", "prepared", "source", Verdict.ELSEWHERE, "refused", 3),
+    ("destination", "prepared", "destination", Verdict.LOST, "owner", 3),
+]
+
+
+@pytest.mark.parametrize(("role", "ownership", "claimed", "verdict", "written", "epoch"), WITNESSED)
+def test_a_witness_says_behind_a_crash_whose_it_is(
+    opened, tmp_path, role, ownership, claimed, verdict, written, epoch, free_port
+):
+    """Nobody who held it whole had not claimed it: a cell that is free goes to the source."""
+    peer = f"tcp:127.0.0.1:{free_port}"
+    opened().append(record(role=role, ownership=ownership, deal="witness", peer=peer))
+    opened().close()
+    place = tmp_path / "witness"
+    place.mkdir()
+    settings = Settings()
+    with Machine("heat", settings=settings) as machine:
+        machine.ram.add("a", 4096)
+        machine.keep_journal(tmp_path / "j")
+        with pytest.raises(StateError, match="has to be asked"):
+            machine.start()
+        with pytest.raises(ConfigError, match="none is named"):
+            machine.settle_standing(threading.Event())
+        settings.backends.witness = f"folder:{place}"
+        witness = witness_of(settings, machine.plugins)
+        if claimed:
+            witness.claim(bytes.fromhex(MID), claimed, Patience(5.0))
+        stopped = threading.Event()
+        stopped.set()
+        assert machine.settle_standing(stopped).must_ask
+        assert machine.settle_standing(threading.Event()).verdict is verdict
+        assert witness.read(bytes.fromhex(MID), Patience(5.0)) == (claimed or "source")
+        witness.close()
+        assert (machine.journal.last.ownership, machine.journal.last.epoch) == (written, epoch)
+        if verdict is Verdict.LOST:
+            machine.start()
+            assert machine.epoch == epoch + 1
+        else:
+            with pytest.raises(StateError):
+                machine.start()
 
 
 def test_a_page_that_never_came_is_noticed(pair, monkeypatch):

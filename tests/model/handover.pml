@@ -351,7 +351,14 @@ end:
        dj[m] = 0;
 #endif
        if
+#if DEAL == WITNESS_CELL
+       /* It asks: a cell that is free goes to the source. */
+       :: d[m] == D_LOADING -> d_move(m, D_REFUSED, CRASHED)
+       :: d[m] == D_PREPARED && cell[m] != DESTINATION -> cell[m] = SOURCE; d_move(m, D_REFUSED, WITNESS)
+       :: d[m] == D_PREPARED && cell[m] == DESTINATION -> d_move(m, D_OWNER, WITNESS); d_writes(m, D_OWNER)
+#else
        :: d[m] == D_LOADING || d[m] == D_PREPARED -> d_move(m, D_REFUSED, CRASHED)
+#endif
        :: d[m] == D_OWNER && dj[m] != D_OWNER -> d[m] = D_REFUSED
        :: else -> skip
        fi }

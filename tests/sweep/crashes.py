@@ -1,10 +1,10 @@
 """Crashes at each record of a journal: before it is written, behind it, and with a part of it written.
 
 `python -m tests.sweep.crashes` does it, in real processes: it reads cases as lines of JSON and answers each. A case is
-a handover in pairs with journals at both ends; one side's process ends at the record that the case names, and is
-brought back as `whimbrel run --journal` would, with `--incoming` where the machine is not its own. Then the other side
-is killed and brought back, too. Who runs holds a lock of the kernel's, and each start is a line in a ledger, with its
-process and its epoch.
+a handover in pairs, or with a witness, and with journals at both ends; one side's process ends at the record that the
+case names, and is brought back as `whimbrel run --journal` would, with `--incoming` where the machine is not its own.
+Then the other side is killed and brought back, too. Who runs holds a lock of the kernel's, and each start is a line in
+a ledger, with its process and its epoch.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ class Case:
     at: str
     size: int = 0
     fault: str = ""
+    witness: bool = False
 
 
 @attrs.frozen
@@ -67,14 +68,16 @@ class Result:
     wrong: list[str]
 
 
-def cases(sizes: Callable[[int], list[int]]) -> Iterator[Case]:
+def cases(sizes: Callable[[int], list[int]], *, witness: bool = False) -> Iterator[Case]:
     """Every record of either side; `sizes` chooses how much of a torn one, of so many bytes, is written."""
     for side, records in RECORDS.items():
         for record in records:
-            yield Case(side, record, "before")
-            yield Case(side, record, "behind")
+            if witness and (side, record) == (SOURCE, "prepared"):
+                continue  # nothing is proved before it lets go
+            yield Case(side, record, "before", witness=witness)
+            yield Case(side, record, "behind", witness=witness)
             for size in sizes(200):  # no record is shorter
-                yield Case(side, record, "torn", size)
+                yield Case(side, record, "torn", size, witness=witness)
 
 
 class _Guest(Guest):
@@ -154,6 +157,8 @@ class _Play:
         machine.ram.add("ram", 4 * 4096)
         machine.settings.parameters.announce_rounds = 0
         machine.settings.limits.handover_timeout = 1.0
+        if self._case.witness:
+            machine.settings.backends.witness = f"folder:{self._folder}/witness"
         machine.guest = _Guest(name, self._folder, machine)
         return machine
 
@@ -181,9 +186,9 @@ class _Play:
         """What `whimbrel run --journal` does."""
         machine = self._machine(side)
         standing = machine.keep_journal(self._folder / side)
-        if standing.verdict is Verdict.ASK and self._case.fault == "does not ask":
+        if standing.must_ask and self._case.fault == "does not ask":
             machine.start_afresh()
-        elif standing.verdict is Verdict.ASK:
+        else:
             stopped = threading.Event()
             threading.Timer(SOON / 2, stopped.set).start()
             standing = machine.settle_standing(stopped)
@@ -198,7 +203,6 @@ class _Play:
     def _receive(self, machine: Machine, say: Callable[[str], object]) -> None:
         if machine.journal.path is None:
             machine.keep_journal(self._folder / DESTINATION)
-        (self._folder / "here").unlink(missing_ok=True)
         arriving = machine.incoming(self._uri)
         say("listens")
         try:
@@ -230,6 +234,8 @@ class _Play:
 
     def play(self) -> Result:
         """All of it."""
+        if self._case.witness:
+            (self._folder / "witness").mkdir()
         crashes, lives = (SOURCE, DESTINATION) if self._case.side == SOURCE else (DESTINATION, SOURCE)
         sides = {DESTINATION: _Side(DESTINATION, self.destination)}
         everybody = [sides[DESTINATION]]

@@ -104,7 +104,7 @@ def run(
             note(f"monitor on {server.address}")
         if journal is not None:
             standing = _heed(machine, journal, interrupted)
-            if not afresh and (status := _ended_by(standing, incoming, interrupted)) is not None:
+            if not afresh and (status := _ended_by(standing, incoming)) is not None:
                 return status
         _begin(machine, foreground, incoming, paused=paused, afresh=afresh)
         return foreground.stay_until_the_end()
@@ -117,21 +117,21 @@ def _heed(machine: Machine, folder: str, interrupted: threading.Event) -> Standi
     standing = machine.keep_journal(folder)
     if standing.verdict is not Verdict.FRESH:
         note(standing.sentence)
-    if standing.verdict is Verdict.ASK:
-        standing = machine.settle_standing(interrupted)
-        note(standing.sentence)
-    return standing
+    settled = machine.settle_standing(interrupted)
+    if standing.must_ask:
+        note(settled.sentence)
+    return settled
 
 
-def _ended_by(standing: Standing, incoming: str | None, interrupted: threading.Event) -> int | None:
+def _ended_by(standing: Standing, incoming: str | None) -> int | None:
     """The exit status where the journal leaves nothing to run here; None where it does. Raises what there is to do."""
     from whimbrel.errors import HandoverUndecided, StateError
     from whimbrel.migration.standing import Verdict
 
     word = "--afresh starts it here, which is your word that no other copy of it runs or ever will"
     match standing.verdict:
-        case Verdict.ASK if interrupted.is_set():
-            return 130
+        case Verdict.ASK | Verdict.ASK_WITNESS:
+            return 130  # nobody has answered before it was interrupted
         case Verdict.LOST if incoming is not None:
             raise StateError(
                 "the machine is this side's, and none can arrive", hint="without --incoming it starts afresh"

@@ -38,7 +38,7 @@ from whimbrel.errors import (
 from whimbrel.migration.deadline import Deadline
 from whimbrel.migration.digest import StreamDigest
 from whimbrel.migration.handover import PROOF, Handover, Reason, SourceOwnership
-from whimbrel.migration.keeper import Keeper
+from whimbrel.migration.keeper import WITNESSED, Keeper
 from whimbrel.migration.messenger import Messenger
 from whimbrel.migration.return_path import ReturnPath
 from whimbrel.migration.saver import StreamSaver
@@ -299,7 +299,7 @@ class Witnessed(Pairwise):
     The source lets go before the digest, without which the destination cannot be PREPARED and claims nothing.
     """
 
-    name = "witness"
+    name = WITNESSED
 
     def __init__(self, link: Link, attempt: commands.Attempt, digest: StreamDigest, witness: Witness) -> None:
         super().__init__(link, attempt, digest, None)

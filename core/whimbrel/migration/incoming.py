@@ -40,12 +40,13 @@ from whimbrel.migration.desk import Desk, HeldListener
 from whimbrel.migration.globalstate import GlobalStateHandler
 from whimbrel.migration.handover import DestinationOwnership, Reason, destination_handover, last_word_timeout
 from whimbrel.migration.journal import Journal, new_mid
-from whimbrel.migration.keeper import Keeper
+from whimbrel.migration.keeper import WITNESSED, Keeper
 from whimbrel.migration.lanes import Arriving, Expected, Gathered, accept, connecting
 from whimbrel.migration.loader import StreamLoader
 from whimbrel.migration.orders import Orders
 from whimbrel.migration.quietly import quietly
 from whimbrel.migration.savevm import Registry
+from whimbrel.migration.standing import answer_from
 from whimbrel.migration.statistics import MigrationInfo
 from whimbrel.migration.status import DESTINATION_MOVES, MigrationStatus
 from whimbrel.migration.witnessing import DESTINATION, SOURCE, ask, destination_meets, witness_of
@@ -345,7 +346,7 @@ class IncomingMigration(Attempt):
         """What to say to a word that came over a connection of its own. The desk's threads."""
         agreed = self._agreed
         if agreed is None or word.mid != agreed.mid:
-            return _from_the_records(self._journal, word)
+            return answer_from(self._journal, word)
         if word.kind is WordKind.DONE:
             if self._desk is not None:
                 self._desk.end()
@@ -452,7 +453,7 @@ class IncomingMigration(Attempt):
             if self._loader is not None and self._loader.proved:
                 self._machine.drives.refuse_unsent()
             if self._loader is not None and self._loader.witnessed:
-                self._keeper.deal = "witness"
+                self._keeper.deal = WITNESSED
             self._ownership.move(DestinationOwnership.PREPARED, Reason.LOADED)
         # From here on nobody runs, so the order must come soon, or somebody has to decide.
         assert self._channel is not None, "prepared without a channel"
@@ -527,15 +528,3 @@ def _try_to(action: Callable[[], object]) -> None:
         action()
     except (ChannelError, StreamError) as exc:
         _log.warning("behind the end of the stream: %s", exc)
-
-
-def _from_the_records(journal: Journal, word: Word) -> Word | None:
-    """The answer to a word about an attempt that is not this one: whatever the journal has of it."""
-    record = journal.of(word.mid)
-    if word.kind is WordKind.DONE:
-        return None
-    if record is None or record.role != "destination":
-        return Word(WordKind.UNKNOWN, word.mid, word.epoch)
-    if record.ownership == DestinationOwnership.OWNER:
-        return Word(WordKind.RUNNING, word.mid, record.epoch)
-    return Word(WordKind.REFUSE, word.mid, word.epoch)

@@ -2,8 +2,9 @@
 
 What must be durable then and there is. Three need not be: FROZEN, which is made durable beside the sending of the rest
 (RELEASED waits for that, and in pairs the proof is not asked for before); LOADING, which is made so beside the loading,
-since the source may have stopped its guest by then (PREPARED waits for it: until then a crash that forgets it leaves the
-machine at its source); and PREPARED, behind which a crash leads to the same as behind LOADING.
+as the source may have stopped its guest by then (PREPARED waits for it: until then a crash that forgets it leaves the
+machine at its source); and PREPARED, behind which a crash leads to the same as behind LOADING. Only whoever is about to
+claim the machine at a witness has to know that behind a crash.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Final
 from whimbrel.errors import JournalError
 from whimbrel.migration.handover import DestinationOwnership, Reason, SourceOwnership
 from whimbrel.migration.journal import Journal, Record
+
+WITNESSED: Final = "witness"  # the deal in which a witness decides
 
 _NOTED: Final = frozenset({SourceOwnership.PREPARED, DestinationOwnership.PREPARED})
 _BEHIND_ALL: Final = frozenset({SourceOwnership.RELEASED, DestinationOwnership.PREPARED})
@@ -49,7 +52,7 @@ class Keeper:
         if new is SourceOwnership.FROZEN:
             self._journal.note(record)
             self._sync_beside()
-        elif new in _NOTED:
+        elif new in _NOTED and self.deal != WITNESSED:
             self._journal.note(record)
         else:
             self._journal.append(record)

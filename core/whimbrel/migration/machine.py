@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from pathlib import Path
 from uuid import UUID
 
-from whimbrel.errors import ConfigError, MigrationRefused, StateError, UnknownNameError
+from whimbrel.errors import ConfigError, ConnectError, MigrationRefused, StateError, UnknownNameError
 from whimbrel.machine import BareMachine, RunState
 from whimbrel.machine.drives import Leaving
+from whimbrel.migration.desk import Desk
 from whimbrel.migration.globalstate import GlobalStateHandler, RunStateCarrier
 from whimbrel.migration.handover import HandoverTiming
 from whimbrel.migration.incoming import IncomingMigration
@@ -17,10 +19,12 @@ from whimbrel.migration.lanes import Method
 from whimbrel.migration.lanes.connecting import missing_lanes
 from whimbrel.migration.outgoing import OutgoingMigration, refuse_if_impossible
 from whimbrel.migration.savevm import Registry
-from whimbrel.migration.standing import Standing, Verdict, owner, settle
+from whimbrel.migration.standing import Standing, Verdict, desk_for, owner, settle
 from whimbrel.migration.uri import Destination, resolve
 from whimbrel.plugins import PluginManager
 from whimbrel.settings import Settings
+
+_log = logging.getLogger("whimbrel")
 
 
 class Machine(BareMachine):
@@ -55,6 +59,7 @@ class Machine(BareMachine):
         self._journal = Journal()
         self._epoch = 0
         self._standing = Standing.of(self._journal)
+        self._desk: Desk | None = None  # for a source of an earlier process's
 
     @property
     def migration(self) -> OutgoingMigration | IncomingMigration | None:
@@ -105,16 +110,32 @@ class Machine(BareMachine):
             self.start()
 
     def settle_standing(self, stopped: threading.Event) -> Standing:
-        """Where the journal says that the destination has to be asked, ask it until it answers, or until `stopped`.
+        """Where the journal says that somebody has to be asked, ask until there is an answer, or until `stopped`.
 
-        The machine that was being handed over is gone here, with its process; if the destination holds it whole, it is
-        ordered to run it. Returns what stands from then on, which is written down; unchanged if nobody was asked or
-        nobody has answered. Raises ConfigError if the destination's URI is not one any more. Blocks; any thread.
+        That is the destination, in pairs: what was being handed over is gone here, with its process; if the
+        destination holds it whole, it is ordered to run it. Or it is the witness, if the two had left it to one.
+        A machine that arrived here before its process ended is answered for, until this one is closed, at the address
+        at which it arrived, if that is free: its source may be asking still.
+
+        Returns what stands from then on, which is written down; unchanged if nobody was asked or nobody has answered.
+        Raises ConfigError if the destination's URI is not one any more, or no witness is named. Blocks; any thread.
         """
         standing = settle(self._standing, self._journal, self.plugins, self.settings, stopped)
         with self.lock:
             self._standing = standing
+            if self._desk is None and not self._closing:
+                self._desk = self._answering(standing)
         return standing
+
+    def _answering(self, standing: Standing) -> Desk | None:
+        try:
+            desk = desk_for(standing, self._journal, self.plugins, self.settings)
+        except (ConnectError, ConfigError) as exc:
+            _log.warning("a source that has not heard that the machine is here cannot be answered: %s", exc)
+            return None
+        if desk is not None:
+            desk.open()
+        return desk
 
     def start(self) -> None:
         """Run the machine, as `BareMachine.start` says.
@@ -258,6 +279,8 @@ class Machine(BareMachine):
         for attempt in attempts:
             if attempt is not None:
                 attempt.close()
+        if self._desk is not None:
+            self._desk.close()
         super().close()
         self._journal.close()
 

@@ -1,23 +1,28 @@
 """What a journal says of a machine whose process has just begun: where it is, and what may be done.
 
 The memory of whatever ran before is gone with its process. What is left to decide is whether this side may start the
-machine afresh, must ask the destination first, or must not start it.
+machine afresh, must ask the destination or a witness first, or must not start it; and what a source is answered that
+still asks for an attempt of then.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Mapping
 from enum import Enum
-from typing import Final, Self
+from typing import Final, Self, TypeAlias
 
 import attrs
 
-from whimbrel.errors import StateError
-from whimbrel.migration.handover import Reason, SourceOwnership
+from whimbrel.errors import ConfigError, StateError
+from whimbrel.migration.desk import Desk
+from whimbrel.migration.handover import DestinationOwnership, Reason, SourceOwnership
 from whimbrel.migration.journal import Journal, Record
+from whimbrel.migration.keeper import WITNESSED
 from whimbrel.migration.messenger import Messenger
 from whimbrel.migration.uri import resolve
+from whimbrel.migration.witnessing import DESTINATION, SOURCE, ask, witness_of
 from whimbrel.plugins import PluginManager
 from whimbrel.settings import Settings
 from whimbrel.wire.handover import Word, WordKind
@@ -29,29 +34,44 @@ class Verdict(Enum):
     FRESH = "nothing is written: it has never run here"
     LOST = "it ran here until its process ended, and what it held in memory is gone: it may start afresh"
     ASK = "it was being handed over, and the destination may hold it whole: it is to be asked"
+    ASK_WITNESS = "it was being handed over, and a witness knows whose it is: it is to be asked"
     UNKNOWN = "it was let go of, and nobody here can know whether it runs at the destination"
     AWAY = "it is at the destination"
     ELSEWHERE = "it was never this side's: it is at the source"
 
 
-# What the newest record says, by role and ownership: in pairs, and with any other deal.
+_V: TypeAlias = Verdict
+
+# What the newest record says, by role and ownership: in pairs, with a witness, and with any other deal. In pairs alone
+# the destination may hold the machine whole before the source lets go of it.
 _VERDICTS: Final = {
-    ("machine", "owner"): (Verdict.LOST, Verdict.LOST),
-    ("source", "owner"): (Verdict.LOST, Verdict.LOST),
-    ("source", "frozen"): (Verdict.ASK, Verdict.LOST),  # without a pair the last byte was never sent
-    ("source", "prepared"): (Verdict.ASK, Verdict.LOST),
-    ("source", "released"): (Verdict.ASK, Verdict.UNKNOWN),
-    ("source", "done"): (Verdict.AWAY, Verdict.AWAY),
-    ("destination", "loading"): (Verdict.ELSEWHERE, Verdict.ELSEWHERE),
-    ("destination", "prepared"): (Verdict.ELSEWHERE, Verdict.ELSEWHERE),
-    ("destination", "refused"): (Verdict.ELSEWHERE, Verdict.ELSEWHERE),
-    ("destination", "owner"): (Verdict.LOST, Verdict.LOST),
+    ("machine", "owner"): (_V.LOST, _V.LOST, _V.LOST),
+    ("source", "owner"): (_V.LOST, _V.LOST, _V.LOST),
+    ("source", "frozen"): (_V.ASK, _V.LOST, _V.LOST),
+    ("source", "prepared"): (_V.ASK, _V.LOST, _V.LOST),
+    ("source", "released"): (_V.ASK, _V.ASK_WITNESS, _V.UNKNOWN),
+    ("source", "done"): (_V.AWAY, _V.AWAY, _V.AWAY),
+    ("destination", "loading"): (_V.ELSEWHERE, _V.ELSEWHERE, _V.ELSEWHERE),
+    ("destination", "prepared"): (_V.ELSEWHERE, _V.ASK_WITNESS, _V.ELSEWHERE),
+    ("destination", "refused"): (_V.ELSEWHERE, _V.ELSEWHERE, _V.ELSEWHERE),
+    ("destination", "owner"): (_V.LOST, _V.LOST, _V.LOST),
+}
+_DEALS: Final = ("pairwise", WITNESSED)
+
+# What follows from whose the machine is by the witness, by role: the verdict, and the record that is written, so many
+# epochs later.
+_WITNESSED: Final[Mapping[tuple[str, str], tuple[Verdict, SourceOwnership | DestinationOwnership, int]]] = {
+    ("source", SOURCE): (_V.LOST, SourceOwnership.OWNER, 2),  # the next would have been the destination's
+    ("source", DESTINATION): (_V.AWAY, SourceOwnership.DONE, 0),
+    ("destination", SOURCE): (_V.ELSEWHERE, DestinationOwnership.REFUSED, 0),
+    ("destination", DESTINATION): (_V.LOST, DestinationOwnership.OWNER, 0),
 }
 
 _SENTENCES: Final = {
     Verdict.FRESH: "nothing is written about the machine",
     Verdict.LOST: "the machine ran here in epoch {record.epoch} until its process ended; its memory is gone with it",
     Verdict.ASK: "the machine was being handed over to {record.peer}, which may hold it whole: it has to be asked",
+    Verdict.ASK_WITNESS: "the machine was being handed over to {record.peer}: the witness has to be asked whose it is",
     Verdict.UNKNOWN: "the machine was handed over to {record.peer}, which has not said that it runs there",
     Verdict.AWAY: "the machine has moved to {record.peer}",
     Verdict.ELSEWHERE: "the machine was on its way here and has not arrived: it is where it came from",
@@ -59,6 +79,7 @@ _SENTENCES: Final = {
 
 _HINTS: Final = {
     Verdict.ASK: "settle_standing() asks it",
+    Verdict.ASK_WITNESS: "settle_standing() asks it",
     Verdict.UNKNOWN: "look whether it runs there; if it does not and never will, start_afresh() starts it here",
     Verdict.AWAY: "if it does not run there and never will, start_afresh() starts it here",
     Verdict.ELSEWHERE: "wait for it with incoming(); if it runs nowhere and never will, start_afresh() starts it here",
@@ -97,8 +118,8 @@ class Standing:
         record = journal.last
         if record is None:
             return cls(Verdict.FRESH)
-        pairwise, other = _VERDICTS[record.role, record.ownership]
-        return cls(pairwise if record.deal == "pairwise" else other, record)
+        column = _DEALS.index(record.deal) if record.deal in _DEALS else len(_DEALS)
+        return cls(_VERDICTS[record.role, record.ownership][column], record)
 
     @property
     def sentence(self) -> str:
@@ -109,6 +130,11 @@ class Standing:
     def hint(self) -> str:
         """What to do, for people who write programs; empty if nothing need be done."""
         return _HINTS.get(self.verdict, "")
+
+    @property
+    def must_ask(self) -> bool:
+        """Whether `Machine.settle_standing` has somebody to ask, which takes as long as that takes."""
+        return self.verdict in (Verdict.ASK, Verdict.ASK_WITNESS)
 
     @property
     def may_start(self) -> bool:
@@ -124,13 +150,55 @@ class Standing:
 def settle(
     standing: Standing, journal: Journal, plugins: PluginManager, settings: Settings, stopped: threading.Event
 ) -> Standing:
-    """Ask the destination, where it has to be asked; see `Machine.settle_standing`.
+    """Ask whoever has to be asked; see `Machine.settle_standing`."""
+    record = standing.record
+    assert record is not None or standing.verdict is Verdict.FRESH, "a verdict without a record"
+    match standing.verdict:
+        case Verdict.ASK if record is not None:
+            return _ask_the_destination(record, journal, plugins, settings, stopped)
+        case Verdict.ASK_WITNESS if record is not None:
+            return _ask_the_witness(record, journal, plugins, settings, stopped)
+    return standing
 
-    The image here died with its process, so it can never run again: saying COMMIT takes nothing from anybody.
+
+def answer_from(journal: Journal, word: Word) -> Word | None:
+    """The answer to a word about an attempt that nobody here is at any more: whatever the journal has of it."""
+    record = journal.of(word.mid)
+    if word.kind is WordKind.DONE:
+        return None
+    if record is None or record.role != "destination":
+        return Word(WordKind.UNKNOWN, word.mid, word.epoch)
+    if record.ownership == DestinationOwnership.OWNER:
+        return Word(WordKind.RUNNING, word.mid, record.epoch)
+    return Word(WordKind.REFUSE, word.mid, word.epoch)
+
+
+def desk_for(standing: Standing, journal: Journal, plugins: PluginManager, settings: Settings) -> Desk | None:
+    """Where a source may still ask that has not heard that the machine arrived here: answers it from the records.
+
+    It is not open yet; None if there is no such source. Raises ConnectError or ConfigError if its address
+    cannot be had any more.
     """
     record = standing.record
-    if standing.verdict is not Verdict.ASK or record is None:
-        return standing
+    if record is None or (record.role, record.ownership) != ("destination", DestinationOwnership.OWNER):
+        return None
+    destination = resolve(record.peer, plugins)
+    if not destination.spec.several:
+        return None  # it has no second connection to ask over
+
+    def answer(word: Word) -> Word | None:
+        if word.kind is WordKind.DONE and journal.of(word.mid) is not None:
+            desk.end()
+        return answer_from(journal, word)
+
+    desk = Desk(destination.listen(settings), answer, settings.limits.header_timeout)
+    return desk
+
+
+def _ask_the_destination(
+    record: Record, journal: Journal, plugins: PluginManager, settings: Settings, stopped: threading.Event
+) -> Standing:
+    """Say COMMIT. The image here died with its process, so it can never run again: that takes nothing from anybody."""
     if record.ownership != SourceOwnership.RELEASED:
         record = _written(journal, record, SourceOwnership.RELEASED, Reason.CRASHED, record.epoch)
     messenger = Messenger(resolve(record.peer, plugins).connector(settings), settings.limits.connect_timeout)
@@ -146,7 +214,29 @@ def settle(
     return Standing(Verdict.UNKNOWN, record)
 
 
-def _written(journal: Journal, record: Record, ownership: SourceOwnership, why: Reason, epoch: int) -> Record:
+def _ask_the_witness(
+    record: Record, journal: Journal, plugins: PluginManager, settings: Settings, stopped: threading.Event
+) -> Standing:
+    """Claim for the source: a destination that holds the machine whole has claimed it since, and no other has it."""
+    witness = witness_of(settings, plugins)
+    if witness is None:
+        raise ConfigError(
+            f"{Standing(Verdict.ASK_WITNESS, record).sentence}, and none is named",
+            hint="[backends] witness has to name the one at which it was handed over",
+        )
+    try:
+        found = ask(witness, bytes.fromhex(record.mid), SOURCE, stopped)
+    finally:
+        witness.close()
+    if found is None:
+        return Standing(Verdict.ASK_WITNESS, record)
+    verdict, ownership, epochs = _WITNESSED[record.role, found]
+    return Standing(verdict, _written(journal, record, ownership, Reason.WITNESS, record.epoch + epochs))
+
+
+def _written(
+    journal: Journal, record: Record, ownership: SourceOwnership | DestinationOwnership, why: Reason, epoch: int
+) -> Record:
     written = attrs.evolve(record, ownership=str(ownership), why=str(why), epoch=epoch, at=time.time())
     journal.append(written)
     return written
