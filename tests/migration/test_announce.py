@@ -97,8 +97,8 @@ def test_an_arrival_announces_if_the_guest_runs(make_pair, churning, settings, s
     pair = make_pair(build, settings=settings)
     pair.source.start()
     incoming, _ = pair.run(start=start)
-    if incoming._announcer is not None:
-        incoming._announcer._thread.join(LONG)
+    if incoming._holding._announcer is not None:
+        incoming._holding._announcer._thread.join(LONG)
     assert len(build.destination.announced) == expected
     assert build.source.announced == []
 

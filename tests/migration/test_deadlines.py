@@ -22,7 +22,7 @@ from whimbrel.errors import (
     StreamError,
 )
 from whimbrel.migration import answers
-from whimbrel.migration import incoming as incoming_module
+from whimbrel.migration import takings
 from whimbrel.migration.deadline import Deadline
 from whimbrel.migration.handover import PROOF
 from whimbrel.migration.idle import IdleWatch
@@ -122,7 +122,7 @@ def test_silence_behind_the_proof_is_undecided_on_both_sides(still, build, setti
 def test_silence_in_the_description_does_not_keep_the_destination(still, build, settings, monkeypatch):
     """It owns the machine already and has only the end of the stream to see."""
     settings.limits.handover_timeout = 0.3
-    monkeypatch.setattr(incoming_module, "LINGER", 0.05)
+    monkeypatch.setattr(takings, "LINGER", 0.05)
     pair = still("VMDESCRIPTION", behind=20)
     incoming, outgoing = pair.migrate()
     pair.wait_stalled()

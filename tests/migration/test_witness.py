@@ -116,7 +116,7 @@ def test_either_side_wins_in_turn_when_the_link_dies_behind_the_last_byte(pair, 
         won.set()
         return found
 
-    for module in ("deals", "incoming"):
+    for module in ("deals", "takings"):
         monkeypatch.setattr(f"whimbrel.migration.{module}.ask", in_turn)
     dying(monkeypatch, WITNESSED, "after")
     incoming, outgoing = pair.run()
@@ -213,7 +213,7 @@ def test_a_source_that_is_given_up_while_the_witness_is_away_is_undecided(pair, 
 
 def test_a_witness_that_the_two_have_not_met_at_is_not_asked(pair, monkeypatch):
     """A source that leaves it to one all the same is refused, and has the machine back."""
-    monkeypatch.setattr("whimbrel.migration.incoming.destination_meets", lambda *_: False)
+    monkeypatch.setattr("whimbrel.migration.takings.destination_meets", lambda *_: False)
     monkeypatch.setattr("whimbrel.migration.return_path.ReturnPath.met", True)
     incoming, outgoing = pair.run()
     assert isinstance(incoming.error, StreamError)

@@ -41,7 +41,7 @@ def starts_too_early(monkeypatch):
 
     def at_once(self):
         prepared(self)
-        self._take_over(None, Reason.ORDERED)
+        self._holding.take_over(Reason.ORDERED)
 
     monkeypatch.setattr(IncomingMigration, "_prepared", at_once)
 

@@ -17,7 +17,8 @@ from whimbrel.migration.incoming import IncomingMigration
 from whimbrel.migration.journal import Journal, Record
 from whimbrel.migration.lanes import Method
 from whimbrel.migration.lanes.connecting import missing_lanes
-from whimbrel.migration.outgoing import OutgoingMigration, refuse_if_impossible
+from whimbrel.migration.outgoing import OutgoingMigration
+from whimbrel.migration.refusals import refuse_if_impossible
 from whimbrel.migration.savevm import Registry
 from whimbrel.migration.standing import Standing, Verdict, desk_for, owner, settle
 from whimbrel.migration.uri import Destination, resolve
