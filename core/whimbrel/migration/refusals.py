@@ -1,4 +1,4 @@
-"""What speaks against a migration before anything is touched: blockers, what cannot work, and what plugins object to."""
+"""What speaks against a migration before anything is touched: blockers, what cannot work, what plugins object to."""
 
 from __future__ import annotations
 
