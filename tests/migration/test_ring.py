@@ -20,7 +20,8 @@ ROOM = {"mappings": 16}  # lines: what allocators keep for themselves comes and 
 WARM = 300  # hops
 APART = 150  # hops between two samples
 # KiB between the means of two quarters. One sample scatters by 3 MiB (its standard deviation), the mean of a quarter's
-# 16 by 0.9 MiB, two such by 1.2 MiB: five times that is no chance, and is 2.4 KiB for each hop between them.
+# 16 by 0.9 MiB, two such by 1.2 MiB: five times that is no chance. It is 2.5 KiB a hop, and 7.6 each time a process had
+# the machine.
 CREPT = 6 * 1024
 
 Held = list[dict[str, int]]  # of each process
