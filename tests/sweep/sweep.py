@@ -31,12 +31,17 @@ EVERYWHERE: Final = frozenset({"proof", "h1"})
 @contextmanager
 def quiet_world(mode: str) -> Iterator[World]:
     """A world in a folder of its own, which logs nothing: there is a warning for about every second cut."""
-    before = logging.root.manager.disable
+    before, interval = logging.root.manager.disable, sys.getswitchinterval()
     logging.disable(logging.CRITICAL)
+    sys.setswitchinterval(0.0005)  # a cut is some dozens of turns between threads that wait for one another
+    gc.collect()
+    gc.freeze()  # an attempt's leaks are looked for among its own objects, and not among all of the tests'
     try:
         with tempfile.TemporaryDirectory(prefix="whimbrel-sweep-") as folder, world(mode, Path(folder)) as made:
             yield made
     finally:
+        gc.unfreeze()
+        sys.setswitchinterval(interval)
         logging.disable(before)
 
 
@@ -89,8 +94,6 @@ def chunks(modes: Sequence[str]) -> Iterator[Chunk]:
 
 def carry_out(chunk: Chunk) -> dict[str, Any]:
     """Do a piece; what is kept of it."""
-    sys.setswitchinterval(0.0005)
-    gc.freeze()
     started, used = time.perf_counter(), time.process_time()
     found, wrong = run(chunk.mode, chunk.cuts)
     return {
