@@ -14,7 +14,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 SOURCES := $(shell find core plugins/*/whimbrel_* examples -name '*.py' -not -path '*/__pycache__/*') pyproject.toml README.md LICENSE
 
-.PHONY: help demo test test-long sweep qemu spin lint types docs bench plots fuzz-short develop clean
+.PHONY: help demo test test-slow test-long sweep qemu spin lint types docs bench plots fuzz-short develop clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -22,10 +22,13 @@ help: ## what there is
 demo: $(VENV)/wheel ## move 512 MiB under constant writes from one process to another, and compare every byte
 	$(VENV)/bin/whimbrel demo $(ARGS)
 
-test: $(VENV)/wheel qemu spin ## all tests but the long ones, on the wheel, on all cores (some 6 minutes on two)
-	WHIMBREL_TESTS_THE_WHEEL=1 $(PYTHON) -m pytest -n auto --dist worksteal -m "not long" $(ARGS)
+test: $(VENV)/wheel qemu spin ## the tests, on the wheel, on all cores (less than 5 minutes on two)
+	WHIMBREL_TESTS_THE_WHEEL=1 $(PYTHON) -m pytest -n auto --dist worksteal -m "not slow and not long" $(ARGS)
 
-test-long: $(VENV)/wheel qemu spin ## the long ones
+test-slow: $(VENV)/wheel qemu spin ## those of many seconds: 5,000 cuts of a handover, crashes, the tutorial (some 3 minutes)
+	WHIMBREL_TESTS_THE_WHEEL=1 $(PYTHON) -m pytest -n auto --dist worksteal -m "slow and not long" $(ARGS)
+
+test-long: $(VENV)/wheel qemu spin ## those of many minutes
 	$(PYTHON) -m pytest -m "long" --timeout=3600 $(ARGS)
 
 sweep: $(VENV)/wheel ## cut a handover behind every byte, some 391 000 times in all; goes on where it was, and writes docs/never-two.md

@@ -54,6 +54,7 @@ def test_into_an_image_that_is_there_and_on(stream, tmp_path):
         check_same(image, tmp_path / "made.img", size=4 * MIB)
 
 
+@pytest.mark.slow
 def test_an_image_that_is_made_has_the_size_of_what_came(stream, tmp_path):
     file, image = stream(40 * MIB), tmp_path / "made.img"
     with CapturedMachine.load(file, drives={"disk0": image}, create=True) as captured:

@@ -21,8 +21,7 @@ from whimbrel.errors import (
     StateError,
     StreamError,
 )
-from whimbrel.migration import answers
-from whimbrel.migration import takings
+from whimbrel.migration import answers, takings
 from whimbrel.migration.deadline import Deadline
 from whimbrel.migration.handover import PROOF
 from whimbrel.migration.idle import IdleWatch

@@ -176,6 +176,7 @@ def test_the_blackout_is_not_held_back(make_pair, churning, settings, virtual):
 # ------------------------------------------------------------------------------------------------------- downtime-limit
 
 
+@pytest.mark.slow
 def test_what_does_not_converge_completes_when_the_limit_is_raised(make_pair, churning, settings):
     settings.parameters.update({"max_bandwidth": 500_000, "downtime_limit": 1})
     build = churning({"a": 40}, rest=0)

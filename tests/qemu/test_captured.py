@@ -172,6 +172,7 @@ def test_a_guest_is_taken_stored_and_goes_on_elsewhere(source, qemu, tmp_path, m
     goes_on(destination)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("machine", ["2.2", "isapc", "suppress-vmdesc"])
 def test_other_forms_of_streams(source, qemu, tmp_path, machine):
     origin = source(machine, *(["return-path"] if machine == "suppress-vmdesc" else []))

@@ -242,6 +242,7 @@ def near_the_handover(marks: Marks) -> list[Cut]:
     ]
 
 
+@pytest.mark.slow
 def test_a_captured_machine_is_never_in_two_places(send, machine):
     check_sent(send, machine, near_the_handover)
 
@@ -423,6 +424,7 @@ def around_our_word(tail: Tail) -> list[Cut]:
     return [Cut("forth", at, how, tail.mark) for at, how in forth] + [Cut("back", at, how) for at, how in back]
 
 
+@pytest.mark.slow
 def test_a_machine_of_a_qemus_is_never_nowhere(giving, monkeypatch):
     check_given(giving, around_our_word, monkeypatch)
 

@@ -47,6 +47,7 @@ def over_all(tiny_stream, tmp_path):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [29, pytest.param(1, marks=pytest.mark.long)])
 def test_every_prefix_is_told_from_the_whole(over_all, tiny_stream, step):
     end = tiny_stream.rindex(b"\x00\x06\x00") + 1  # behind the EOF: who hangs up there has sent a whole machine
@@ -55,6 +56,7 @@ def test_every_prefix_is_told_from_the_whole(over_all, tiny_stream, step):
     assert set(outcomes) <= {"loaded", "lost"}, outcomes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1000, pytest.param(20_000, marks=pytest.mark.long)])
 def test_mutations_end_in_one_named_error(over_all, count):
     outcomes = over_all("changed", 0, count, 1)

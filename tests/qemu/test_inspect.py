@@ -23,6 +23,7 @@ Start = Callable[..., Qemu]
 PAGE = 4096
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capabilities", [(), ("xbzrle",), ("compress",), ("compress", "xbzrle")], ids="-".join)
 def test_as_many_pages_as_it_says(qemu: Start, capabilities: tuple[str, ...]) -> None:
     source = qemu(4, guest=guests.mix(4))

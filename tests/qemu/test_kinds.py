@@ -121,6 +121,7 @@ def goes_through_a_file(machine: CapturedMachine, folder: Path) -> None:
         ]
 
 
+@pytest.mark.slow
 def test_xbzrle_of_several_passes(mix, tmp_path):
     source = mix("xbzrle")
     stream = capture_passes(source, 12 << 20)
@@ -131,6 +132,7 @@ def test_xbzrle_of_several_passes(mix, tmp_path):
         goes_through_a_file(machine, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wait", [True, False])
 def test_compressed_pages(mix, wait):
     source = mix("compress")
@@ -142,6 +144,7 @@ def test_compressed_pages(mix, wait):
         same_ram(machine, source)
 
 
+@pytest.mark.slow
 def test_compressed_first_and_xbzrle_after(mix):
     source = mix("compress", "xbzrle")
     stream = capture_passes(source, 512 << 10)

@@ -231,6 +231,7 @@ def pump(source: socket.socket, sink: socket.socket, until: bytes | None) -> Non
             sink.sendall(data)
 
 
+@pytest.mark.slow
 def test_a_source_that_falls_silent_behind_the_proof(beside: Beside) -> None:
     theirs, ours = beside.destinations
     with silent_behind_proof(beside.theirs) as uri:

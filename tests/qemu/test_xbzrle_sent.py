@@ -189,6 +189,7 @@ def _read(channel: socket.socket, got: bytearray) -> None:
             got += data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", [64 << 20, pytest.param(256 * PAGE, marks=pytest.mark.long)])
 def test_every_record_of_a_qemu_is_made_again_of_the_old_page_and_the_new(qemu: StartQemu, cache: int) -> None:
     source = qemu(MIB, guest=guests.mix(MIB))

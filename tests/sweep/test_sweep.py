@@ -1,6 +1,6 @@
 """The quick sweep: some five thousand cuts, and not one of them makes it two, none, or another machine than it was.
 
-`make sweep` is the long one.
+`make test` makes those around the one moment that counts, `make test-slow` all of them; `make sweep` is the long one.
 """
 
 from __future__ import annotations
@@ -73,7 +73,6 @@ def test_wherever_the_link_is_cut(plans, mode, part):
     assert found[REFUSED] > found["source (owner, prepared)"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mode", OVER_ONE)
 def test_around_the_one_moment_in_which_nobody_runs(plans, mode):
     """Each byte of the way back, in a hole: with the last byte of the proof, and not the answer to the order."""

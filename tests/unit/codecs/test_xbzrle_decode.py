@@ -216,6 +216,7 @@ def good_payloads(draw):
     return b"".join(parts)
 
 
+@pytest.mark.slow
 @given(st.lists(good_payloads() | st.binary(max_size=12), max_size=12), st.randoms(use_true_random=False))
 @settings(max_examples=300)
 def test_it_does_what_the_slow_decoder_does(slow_decode, payloads, random):
