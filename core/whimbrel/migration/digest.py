@@ -47,7 +47,7 @@ class StreamDigest:
         if theirs.size != ours.size:
             raise StreamError(f"the source has sent {theirs.size} bytes, {ours.size} have come")
         if theirs.pages != ours.pages:
-            raise StreamError(f"the source has sent {theirs.pages} pages, {ours.pages} have come")
+            raise StreamError(f"the source has sent {theirs.pages} pages and chunks of drives, {ours.pages} have come")
         if theirs.sha256 != ours.sha256:
             raise StreamError(
                 "what has come is not what was sent: the digests differ",
