@@ -43,7 +43,7 @@ def source(built: whimbrel.Machine, work: Work, commands: Iterator[Command]) -> 
     """Fill the machine, run it, and do as told."""
     fill(built.ram[RAM].view, work.content)
     built.start()
-    built.plugins.transports()  # a QEMU has loaded what it needs as it began, and so has a process that is up for a while
+    built.plugins.transports()  # as in a process that has been up for a while; a QEMU has loaded its own as it began
     _say(ready=True)
     for command in commands:
         if command["do"] == "count":
