@@ -19,7 +19,7 @@ from whimbrel.hookspecs import hookimpl
 from whimbrel.testing.pair import settle
 from whimbrel.wire.rdma import ControlType
 from whimbrel_transports import _verbs_pair
-from whimbrel_transports.rdma import PIN_ALL, RdmaTransport
+from whimbrel_transports._rdma_transport import PIN_ALL, RdmaTransport
 
 from ..plugins.loopback_verbs import Break, Domain, Loopback, Offers
 

@@ -15,7 +15,7 @@ from whimbrel.verbs import Access
 from whimbrel.wire import rdma as wire
 from whimbrel.wire.rdma import CHUNK
 from whimbrel.wire.rdma import ControlType as Kind
-from whimbrel_transports.rdma import RdmaTransport
+from whimbrel_transports._rdma_transport import RdmaTransport
 
 from .loopback_verbs import Offers
 

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from whimbrel.hookspecs import hookimpl
-from whimbrel.verbs import VerbsProviderSpec
-from whimbrel_transports._verbs_rendezvous import Emulation, Ways
+from whimbrel.verbs import VerbsProvider, VerbsProviderSpec
 
 __all__ = ["whimbrel_verbs_providers"]
 
@@ -24,20 +23,27 @@ def whimbrel_verbs_providers() -> Sequence[VerbsProviderSpec]:
         VerbsProviderSpec(
             name="software",
             summary="emulated: shared memory on one host, TCP across hosts",
-            create=partial(Emulation, Ways.SHARED | Ways.SOCKET),
+            create=partial(_emulation, shared=True, socket=True),
             probe=_always,
             rank=10,
         ),
         VerbsProviderSpec(
             name="shared",
             summary="emulated: shared memory on one host",
-            create=partial(Emulation, Ways.SHARED),
+            create=partial(_emulation, shared=True),
             probe=_always,
         ),
         VerbsProviderSpec(
-            name="socket", summary="emulated: TCP", create=partial(Emulation, Ways.SOCKET), probe=_always
+            name="socket", summary="emulated: TCP", create=partial(_emulation, socket=True), probe=_always
         ),
     ]
+
+
+def _emulation(*, shared: bool = False, socket: bool = False) -> VerbsProvider:
+    """Import it when it is first used: most processes do not."""
+    from whimbrel_transports._verbs_rendezvous import Emulation, Ways
+
+    return Emulation((Ways.SHARED if shared else Ways(0)) | (Ways.SOCKET if socket else Ways(0)))
 
 
 def _always() -> str | None:
